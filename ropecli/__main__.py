@@ -1,0 +1,5 @@
+"""`python -m ropecli`."""
+
+from ropecli.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Foreign spellings of a rotary embedding: one file each, read into and written from `spec.RopeSpec`."""
