@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import time
 from importlib.metadata import distribution
 from pathlib import Path
@@ -112,7 +111,9 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 100) / (steps - 100))))
 
 
-def train(stream: torch.Tensor, check: torch.Tensor, steps: int, size: int, peak: float, work: Path) -> LlamaForCausalLM:
+def train(
+    stream: torch.Tensor, check: torch.Tensor, steps: int, size: int, peak: float, work: Path
+) -> LlamaForCausalLM:
     """Train from scratch or from the state in `work`; prints a line every 50 steps."""
     model = new_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
@@ -142,7 +143,7 @@ def train(stream: torch.Tensor, check: torch.Tensor, steps: int, size: int, peak
         if (step + 1) % 250 == 0 or step + 1 == steps:
             content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(content, work / "state.new")
-            os.replace(work / "state.new", state)
+            (work / "state.new").replace(state)
     return model
 
 
@@ -171,8 +172,11 @@ def main() -> None:
     end = tokenizer.eos_token_id
     train_ids = [token for name in train_names for token in [end, *tokenizer(documents[name], verbose=False).input_ids]]
     stream = torch.tensor(train_ids)
-    check = torch.tensor([tokenizer(documents[name], verbose=False).input_ids[:TRAINED_LENGTH] for name in calibration])
-    print(f"{len(train_names)} documents, {len(stream)} tokens, unigram entropy {unigram_entropy(stream):.3f}", flush=True)
+    unseen = [tokenizer(documents[name], verbose=False).input_ids[:TRAINED_LENGTH] for name in calibration]
+    check = torch.tensor(unseen)
+    print(
+        f"{len(train_names)} documents, {len(stream)} tokens, unigram entropy {unigram_entropy(stream):.3f}", flush=True
+    )
 
     for part, names in (("calibration", calibration), ("heldout", held_out)):
         folder = HERE / "text" / part

@@ -1,15 +1,15 @@
 """What can go wrong for a user, and with which exit status.
 
-    RopeError                 one line for a person, and a hint
-    ├─ CheckFailed        1   a check that the user asked for did not pass
-    ├─ BadUsage           2   the command line asks for something impossible
-    │  └─ OutputExists    2   writing would replace something
-    ├─ BadCheckpoint      3   a file is unreadable, malformed or inconsistent
-    │  └─ BadParameter    3   a number in a spec is out of its range
-    ├─ BadData            3   text that cannot be used
-    ├─ BadCalibration     3   a calibration file that cannot be used
-    ├─ NoResource         4   out of memory, disk space, or a missing optional package
-    └─ Inconclusive       5   a calibration could not do what was asked
+RopeError                 one line for a person, and a hint
+├─ CheckFailed        1   a check that the user asked for did not pass
+├─ BadUsage           2   the command line asks for something impossible
+│  └─ OutputExists    2   writing would replace something
+├─ BadCheckpoint      3   a file is unreadable, malformed or inconsistent
+│  └─ BadParameter    3   a number in a spec is out of its range
+├─ BadData            3   text that cannot be used
+├─ BadCalibration     3   a calibration file that cannot be used
+├─ NoResource         4   out of memory, disk space, or a missing optional package
+└─ Inconclusive       5   a calibration could not do what was asked
 """
 
 from typing import ClassVar

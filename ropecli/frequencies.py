@@ -63,7 +63,7 @@ def turns_at(pair: float, rope_theta: float, rotary_dim: int, original_length: f
 
 
 def yarn_corners(spec: RopeSpec, yarn: Yarn) -> tuple[float, float]:
-    """(lo, hi): pairs up to lo are kept, pairs from hi on are divided by s; clamped to [0, D − 1] as the runtimes do."""
+    """(lo, hi): pairs up to lo are kept, pairs from hi on divided by s; clamped to [0, D − 1] as the runtimes do."""
     low = corner(yarn.beta_fast, spec.rope_theta, spec.rotary_dim, spec.original_length)
     high = corner(yarn.beta_slow, spec.rope_theta, spec.rotary_dim, spec.original_length)
     if yarn.truncate:

@@ -136,7 +136,7 @@ class Yarn:
 
 @dataclass(frozen=True, slots=True)
 class Llama3:
-    """Llama 3.1's scaling (Meta `llama-models`, transformers `_compute_llama3_parameters`): a ramp in rotations, m = 1."""
+    """Llama 3.1: a ramp in rotations, m = 1 (Meta `llama-models`, transformers `_compute_llama3_parameters`)."""
 
     rope_type: ClassVar[str] = "llama3"
     attention_factor: ClassVar[float] = 1.0
@@ -148,7 +148,9 @@ class Llama3:
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             _number(name, getattr(self, name))
         if self.low_freq_factor == self.high_freq_factor:
-            raise BadParameter("low_freq_factor and high_freq_factor are equal: the ramp has no width", where="low_freq_factor")
+            raise BadParameter(
+                "low_freq_factor and high_freq_factor are equal: the ramp has no width", where="low_freq_factor"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,9 @@ class Proportional:
         _number("factor", self.factor)
         _number("partial_rotary_factor", self.partial_rotary_factor)
         if self.partial_rotary_factor > 1:
-            raise BadParameter(f"expected at most 1, found {self.partial_rotary_factor!r}", where="partial_rotary_factor")
+            raise BadParameter(
+                f"expected at most 1, found {self.partial_rotary_factor!r}", where="partial_rotary_factor"
+            )
 
 
 Scaling: TypeAlias = Plain | Linear | Ntk | Dynamic | NtkByParts | Yarn | Llama3 | Longrope | Proportional
@@ -226,7 +230,8 @@ class RopeSpec:
                 raise BadParameter(f"expected a whole number from 1 to 2^48, found {value!r}", where=name)
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise BadParameter(
-                f"expected an even number of at most head_dim = {self.head_dim}, found {self.rotary_dim}", where="rotary_dim"
+                f"expected an even number of at most head_dim = {self.head_dim}, found {self.rotary_dim}",
+                where="rotary_dim",
             )
         if self.layout not in get_args(Layout):
             raise BadParameter(f"expected half or interleaved, found {self.layout!r}", where="layout")
@@ -277,10 +282,14 @@ def scaling_from_json(data: Mapping[str, Any]) -> Scaling:
     if kind is None:
         raise BadParameter(f"unknown scaling {rope_type!r}", where="rope_type", hint=f"known: {', '.join(SCALINGS)}")
     names = {field.name for field in fields(kind)}
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key != "rope_type"}
+    given: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key != "rope_type"
+    }
     unknown = sorted(set(given) - names)
     if unknown:
-        raise BadParameter(f"{rope_type} has no parameter {unknown[0]!r}", where=unknown[0], hint=f"known: {', '.join(sorted(names))}")
+        raise BadParameter(
+            f"{rope_type} has no parameter {unknown[0]!r}", where=unknown[0], hint=f"known: {', '.join(sorted(names))}"
+        )
     try:
         return kind(**given)
     except TypeError as error:
