@@ -1,0 +1,301 @@
+"""A checkpoint as a value: which files it is, what its config says, and the rotary embeddings that this means.
+
+`read_checkpoint` finds out what a name stands for and hands the config to the right dialect; `verify` looks at the
+weights' headers. Nothing is ever written, unpickled or executed, and no tensor data is read.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from ropecli.dialects import gpt_oss, hf, meta, mistral
+from ropecli.errors import BadCheckpoint, RopeError
+from ropecli.safetensors_header import Problem, TensorInfo, peek_metadata, read_tensor, survey, tensor_headers
+from ropecli.spec import LayerRope
+from ropecli.strict_json import CONFIG_BYTES, non_finite_keys, parse_json, read_json
+
+__all__ = [
+    "Checkpoint",
+    "Format",
+    "Problem",
+    "TensorInfo",
+    "read_checkpoint",
+    "read_json",
+    "read_tensor",
+    "tensor_headers",
+    "verify",
+]
+
+Format = Literal["hf", "gguf", "mistral", "meta", "mlx"]
+"""How a checkpoint's config is spelled."""
+
+CONFIG_NAMES = ("config.json", "params.json", "adapter_config.json")
+"""The files that may hold a folder's config, the most telling first."""
+
+_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that has been read.
+
+    source       as the user typed it
+    format       how the config is spelled
+    path         the folder or file; for a Hub id the folder in the Hub cache; None for standard input
+    config_path  the file that holds the config; None for standard input
+    config       the config as parsed; for GGUF the metadata without its long lists
+    config_text  the config's exact text, so that a writer can keep order and number kinds; "" for GGUF
+    model_type   the model's name in its own dialect; "" where the config has none
+    ropes        one entry for each kind of layer that rotates; empty for a model without a rotary embedding
+    notes        what a reader should know: an adapter's base, what was assumed
+    """
+
+    source: str
+    format: Format
+    path: Path | None
+    config_path: Path | None
+    config: Mapping[str, Any]
+    config_text: str
+    model_type: str
+    ropes: tuple[LayerRope, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def config_sha256(self) -> str:
+        """Of the config as canonical JSON: keys sorted, no spaces, ASCII. Layout and key order do not change it."""
+        canonical = json.dumps(self.config, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def read_checkpoint(source: str, *, stdin: TextIO | None = None) -> Checkpoint:
+    """What `source` names: a folder, a config, a `.safetensors` or `.gguf` file, a Hub id, or `-` for JSON on `stdin`.
+
+    A local file or folder wins over a Hub id of the same name. Of a Hub id (`org/name` or `org/name@revision`) only the
+    config is fetched, from the cache alone where `HF_HUB_OFFLINE` is set.
+
+    Raises BadCheckpoint and BadParameter, with the file in front of `where`.
+    """
+    if source == "-":
+        return _from_blob(source, _standard_input(stdin or sys.stdin), "standard input")
+    try:
+        mode = Path(source).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        if os.path.lexists(source):
+            raise BadCheckpoint("is a link that leads nowhere", where=source) from None
+        return _from_hub(source)
+    except OSError as error:
+        raise BadCheckpoint(f"cannot be read: {error.strerror or error}", where=source) from error
+    path = Path(source)
+    if stat.S_ISFIFO(mode):
+        with path.open("rb") as pipe:
+            return _from_blob(source, pipe.read(CONFIG_BYTES + 1), source)
+    if stat.S_ISDIR(mode):
+        return _from_folder(source, path)
+    if not stat.S_ISREG(mode):
+        raise BadCheckpoint("expected a file or a folder, found a device", where=source)
+    return _from_file(source, path)
+
+
+def verify(checkpoint: Checkpoint) -> tuple[Problem, ...]:
+    """Everything wrong with the weights: headers against files, types against byte ranges, index against shards.
+
+    Reads headers only. Nothing is raised, so that all of it can be listed.
+    """
+    if checkpoint.path is None:
+        return (Problem("standard input", "a config on standard input has no weights to verify"),)
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    _, problems = survey(folder)
+    return problems
+
+
+def _from_folder(source: str, folder: Path) -> Checkpoint:
+    for name in CONFIG_NAMES:
+        if (folder / name).exists():
+            return _from_config(source, folder, folder / name)
+    raise BadCheckpoint(
+        f"expected config.json, params.json or one .gguf file, found {_listing(folder)}",
+        where=str(folder),
+        hint="name the folder that holds the config",
+    )
+
+
+def _from_file(source: str, path: Path) -> Checkpoint:
+    if path.suffix == ".safetensors":
+        return _from_weights(source, path)
+    if path.suffix in {".bin", ".pt", ".pth", ".pkl"}:
+        raise BadCheckpoint(
+            "expected a config, found a pickle file, which could run code and is never opened",
+            where=source,
+            hint="name the folder or its config.json",
+        )
+    return _from_config(source, path, path)
+
+
+def _from_weights(source: str, path: Path) -> Checkpoint:
+    config_path = path.parent / "config.json"
+    if not config_path.exists():
+        raise BadCheckpoint(
+            "a safetensors file does not say how it rotates, and no config.json lies beside it", where=source
+        )
+    return _from_config(source, path, config_path)
+
+
+def _from_config(source: str, path: Path, config_path: Path) -> Checkpoint:
+    config, text = read_json(config_path)
+    if "weight_map" in config and "model_type" not in config:
+        return _from_weights(source, config_path)
+    if "base_model_name_or_path" in config and "peft_type" in config:
+        return _from_adapter(source, config_path, config)
+    try:
+        checkpoint = _interpreted(source, config, text)
+    except RopeError as error:
+        error.at(str(config_path))
+        raise
+    folder = path if path.is_dir() else path.parent
+    is_mlx = checkpoint.format == "hf" and b'"mlx"' in _first_metadata(folder)
+    return replace(checkpoint, path=path, config_path=config_path, format="mlx" if is_mlx else checkpoint.format)
+
+
+def _from_blob(source: str, blob: bytes, where: str) -> Checkpoint:
+    try:
+        config, text = parse_json(blob)
+        return _interpreted(source, config, text)
+    except RopeError as error:
+        error.at(where)
+        raise
+
+
+def _interpreted(source: str, config: dict[str, Any], text: str) -> Checkpoint:
+    """The config by its keys alone: each dialect has some that no other has."""
+    notes = tuple(
+        f"{key} is not a finite number, which JSON does not have: only Python's readers accept this file"
+        for key in islice(non_finite_keys(config), 3)
+    )
+    form: Format
+    if gpt_oss.matches(config):
+        form, model_type, ropes = "hf", "gpt_oss", gpt_oss.read(config)
+    elif mistral.matches(config):
+        form, model_type, ropes = "mistral", "mistral", mistral.read(config)
+    elif meta.matches(config):
+        form, model_type, ropes = "meta", "llama", meta.read(config)
+    else:
+        form = "mlx" if _is_mlx_quantization(config.get("quantization")) else "hf"
+        model_type, ropes = hf.model_type(config), hf.read(config)
+    return Checkpoint(source, form, None, None, config, text, model_type, ropes, notes)
+
+
+def _is_mlx_quantization(value: object) -> bool:
+    return isinstance(value, dict) and "group_size" in value and "bits" in value
+
+
+def _first_metadata(folder: Path) -> bytes:
+    first = next(iter(sorted(folder.glob("*.safetensors"))), None)
+    return peek_metadata(first) if first else b""
+
+
+def _from_adapter(source: str, config_path: Path, config: Mapping[str, Any]) -> Checkpoint:
+    base = config["base_model_name_or_path"]
+    where = f"{config_path}: base_model_name_or_path"
+    if not isinstance(base, str) or not base or base == "-":
+        raise BadCheckpoint(f"expected the name of the base model, found {base!r:.60}", where=where)
+    beside = config_path.parent / base
+    place = str(beside) if not Path(base).exists() and beside.is_dir() else base
+    if (
+        Path(place).is_dir()
+        and (Path(place) / "adapter_config.json").exists()
+        and not (Path(place) / "config.json").exists()
+    ):
+        raise BadCheckpoint(f"expected a whole model, found another adapter: {place}", where=where)
+    try:
+        checkpoint = read_checkpoint(place)
+    except RopeError as error:
+        error.at(where)
+        raise
+    note = f"{config_path} is an adapter: what is shown is its base model, {base}"
+    return replace(checkpoint, source=source, notes=(note, *checkpoint.notes))
+
+
+def _from_hub(source: str) -> Checkpoint:
+    """A name that is no local path: a Hub id if it looks like one, else a mistake."""
+    found = _HUB_ID.fullmatch(source)
+    nearest = _nearest(Path(source))
+    if not found or nearest:
+        hint = f"did you mean {nearest}?" if nearest else "a Hub id looks like org/name or org/name@revision"
+        raise BadCheckpoint("no such file or folder", where=source, hint=hint)
+    config_path = _fetched(source, found["repo"], found["revision"])
+    checkpoint = _from_config(source, config_path, config_path)
+    if checkpoint.config_path == config_path:
+        return replace(checkpoint, path=config_path.parent)
+    return checkpoint
+
+
+def _nearest(path: Path) -> Path | None:
+    """An existing name that the user may have meant; nothing where the parent does not exist either."""
+    try:
+        names = [entry.name for entry in islice(path.parent.iterdir(), 10_000)]
+    except (OSError, ValueError):
+        return None
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return path.parent / close[0] if close else None
+
+
+def _fetched(source: str, repo: str, revision: str | None) -> Path:
+    """The local copy of a Hub repository's config, and of nothing else."""
+    for name in CONFIG_NAMES:
+        found = _fetched_file(source, repo, revision, name)
+        if found is not None:
+            return found
+    raise BadCheckpoint(f"the Hub repository has none of {', '.join(CONFIG_NAMES)}", where=source)
+
+
+def _fetched_file(source: str, repo: str, revision: str | None, name: str) -> Path | None:
+    """One file of a Hub repository, from the cache or the network; None where the repository does not have it."""
+    from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415 - half a second that local files do not pay
+
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision))
+    except errors.GatedRepoError as error:
+        problem, hint = "the Hub repository is gated", "accept its terms on the Hub, then `hf auth login`"
+        raise BadCheckpoint(problem, where=source, hint=hint) from error
+    except errors.RevisionNotFoundError as error:
+        problem, hint = f"the Hub repository has no revision {revision}", "look at its branches and tags"
+        raise BadCheckpoint(problem, where=source, hint=hint) from error
+    except errors.RepositoryNotFoundError as error:
+        problem = "no such file or folder, and no such repository on the Hub"
+        hint = "check the spelling; a private repository needs `hf auth login`"
+        raise BadCheckpoint(problem, where=source, hint=hint) from error
+    except errors.LocalEntryNotFoundError as error:
+        problem = "no such file or folder; as a Hub repository it is not in the cache and cannot be fetched"
+        hint = "check the path, and for a Hub repository the network, HF_HUB_OFFLINE and HF_HOME"
+        raise BadCheckpoint(problem, where=source, hint=hint) from error
+    except errors.EntryNotFoundError:
+        return None
+    except (OSError, errors.HFValidationError) as error:
+        problem = f"the Hub did not answer as expected: {_first_line(error)}"
+        raise BadCheckpoint(problem, where=source, hint="try again later") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _standard_input(stream: TextIO) -> bytes:
+    raw = getattr(stream, "buffer", None)
+    if raw is not None:
+        blob = raw.read(CONFIG_BYTES + 1)
+        return blob if isinstance(blob, bytes) else b""
+    return stream.read(CONFIG_BYTES + 1).encode("utf-8", "surrogatepass")
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in islice(folder.iterdir(), 1000))
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "an empty folder"

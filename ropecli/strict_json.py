@@ -1,0 +1,158 @@
+"""JSON from strangers: one object, no key twice, bounded in size and depth; every refusal says where."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ropecli.errors import BadCheckpoint
+
+CONFIG_BYTES = 32 * 2**20
+"""The largest config that is read. Real ones stay below 5 MiB."""
+
+CONFIG_VALUES = 2**20
+"""The most values that a config may hold; together with `CONFIG_BYTES` it bounds the memory."""
+
+MAX_DEPTH = 64
+"""The deepest nesting of objects and lists that is read. Real configs stay below 10."""
+
+_MANY_DIGITS = re.compile(rb"[0-9]{300}")
+"""A number that no float can hold may be in there."""
+
+
+def read_json(
+    path: Path, *, max_bytes: int = CONFIG_BYTES, max_values: int = CONFIG_VALUES
+) -> tuple[dict[str, Any], str]:
+    """The object in a JSON file, and the file's exact text (without a byte order mark).
+
+    Raises BadCheckpoint, which names the file and, where the text is not JSON, the line and the column.
+    """
+    try:
+        return parse_json(_first_bytes(path, max_bytes + 1), max_bytes=max_bytes, max_values=max_values)
+    except BadCheckpoint as error:
+        error.at(str(path))
+        raise
+    except OSError as error:
+        raise BadCheckpoint(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+
+
+def parse_json(
+    blob: bytes, *, max_bytes: int = CONFIG_BYTES, max_values: int = CONFIG_VALUES
+) -> tuple[dict[str, Any], str]:
+    """The object that these bytes spell in UTF-8, and their text without a byte order mark.
+
+    Repeated keys, more than `MAX_DEPTH` levels and anything but an object at the top are refused. `NaN` and `Infinity`
+    pass, as Python's own reader lets them: hybrid models carry them in fields that are none of RoPE's business.
+
+    Raises BadCheckpoint.
+    """
+    # A text that is not plain ASCII may take four bytes a character once decoded.
+    if len(blob) * (1 if blob.isascii() else 4) > max_bytes:
+        raise BadCheckpoint(
+            f"expected at most {max_bytes // 2**20} MiB of JSON, found more", hint="is this really a JSON file?"
+        )
+    values = blob.count(b",") + blob.count(b"[") + blob.count(b"{")
+    if values > max_values:
+        raise BadCheckpoint(f"expected at most {max_values} values, found about {values}")
+    text = _decoded(blob)
+    if not text.strip():
+        raise BadCheckpoint("expected a JSON object, found nothing", hint="download the file again")
+    value = _loaded(text, long_digits=_MANY_DIGITS.search(blob) is not None)
+    if not isinstance(value, dict):
+        raise BadCheckpoint(f"expected a JSON object at the top, found {_kind(value)}")
+    return value, text
+
+
+def non_finite_keys(value: Mapping[str, Any] | list[Any]) -> Iterator[str]:
+    """The dotted keys of all NaN and infinite numbers: Python reads them, but JSON does not have them."""
+    pairs = enumerate(value) if isinstance(value, list) else value.items()
+    for key, inner in pairs:
+        name = f"[{key}]" if isinstance(value, list) else str(key)
+        if isinstance(inner, float) and not math.isfinite(inner):
+            yield name
+        elif isinstance(inner, dict | list):
+            for rest in non_finite_keys(inner):
+                yield name + rest if rest.startswith("[") else f"{name}.{rest}"
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    # Opening a pipe would wait for a writer, and a device may never end.
+    if path.exists() and not path.is_file():
+        raise BadCheckpoint("expected a regular file, found something else")
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+def _decoded(blob: bytes) -> str:
+    try:
+        return blob.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = blob.count(b"\n", 0, error.start) + 1
+        raise BadCheckpoint(
+            f"expected UTF-8 text, found byte 0x{blob[error.start]:02x} on line {line}",
+            hint="a JSON config is text; download the file again",
+        ) from error
+
+
+def _loaded(text: str, *, long_digits: bool) -> Any:
+    too_deep = BadCheckpoint(f"expected at most {MAX_DEPTH} levels of nesting, found more")
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_int if long_digits else None)
+    except json.JSONDecodeError as error:
+        raise BadCheckpoint(
+            f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}",
+            hint="the file is cut short or was edited by hand; download it again or mend that line",
+        ) from error
+    except RecursionError:
+        raise too_deep from None
+    if isinstance(value, dict | list) and _is_deeper_than(MAX_DEPTH, value):
+        raise too_deep
+    return value
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 300:
+        raise BadCheckpoint(f"expected a number of reasonable size, found {len(digits)} digits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) == len(pairs):
+        return result
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise BadCheckpoint(
+                f"the key appears twice, as {_brief(seen[key])} and as {_brief(value)}",
+                where=_brief(key).strip("'"),
+                hint="readers disagree on which one counts; delete one",
+            )
+        seen[key] = value
+    return result
+
+
+def _is_deeper_than(limit: int, value: Any) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _brief(value: object) -> str:
+    text = repr(value) if not isinstance(value, dict | list) else _kind(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
