@@ -106,10 +106,10 @@ def _rotation_ramp(spec: RopeSpec, factor: float, alpha: float, beta: float) -> 
     result = []
     for w in base_frequencies(spec.rope_theta, spec.rotary_dim):
         turns = rotations(w, spec.original_length)
-        if turns > beta:
-            kept = 1.0
-        elif turns < alpha:
+        if turns < alpha:
             kept = 0.0
+        elif turns > beta:
+            kept = 1.0
         else:
             kept = (turns - alpha) / (beta - alpha)
         result.append((1 - kept) * w / factor + kept * w)
@@ -132,7 +132,8 @@ def frequencies(spec: RopeSpec, length: int | None = None) -> Frequencies:
         case Ntk():
             inv_freq = base_frequencies(ntk_base(spec.rope_theta, spec.rotary_dim, scaling.factor), spec.rotary_dim)
         case Dynamic():
-            stretch = scaling.factor * max(tokens, spec.original_length) / spec.original_length - (scaling.factor - 1)
+            # the docstring's s·l'/L − (s−1), written so that no digits cancel
+            stretch = 1 + scaling.factor * max(tokens - spec.original_length, 0) / spec.original_length
             inv_freq = base_frequencies(ntk_base(spec.rope_theta, spec.rotary_dim, stretch), spec.rotary_dim)
         case NtkByParts():
             inv_freq = _rotation_ramp(spec, scaling.factor, scaling.beta_slow, scaling.beta_fast)

@@ -5,7 +5,7 @@ reads it from and writes it to foreign files. The JSON form here is our own: can
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -13,6 +13,13 @@ from ropecli.errors import BadParameter
 
 Layout = Literal["half", "interleaved"]
 """Which dimensions form a pair: i with i + rotary_dim/2 ("half"), or 2i with 2i + 1 ("interleaved")."""
+
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Every parameter lies between them, so that no formula can overflow a float64."""
+
+WIDEST_HEAD, LONGEST = 2**16, 2**48
+"""Upper ends of widths (dimensions) and lengths (tokens): more is a broken file, not a model."""
 
 
 def default_attention_factor(factor: float, a: float = 0.1, b: float = 1.0) -> float:
@@ -23,16 +30,23 @@ def default_attention_factor(factor: float, a: float = 0.1, b: float = 1.0) -> f
     return 1.0 if factor <= 1 else a * math.log(factor) + b
 
 
-def _number(name: str, value: object, *, above: float = 0.0, least: float | None = None) -> None:
+def _number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadParameter(f"expected a number, found {value!r}", where=name)
-    floor_text = f"above {above:g}" if least is None else f"at least {least:g}"
-    in_range = math.isfinite(value) and (value > above if least is None else value >= least)
-    if not in_range:
-        raise BadParameter(f"expected a finite number {floor_text}, found {value!r}", where=name)
+        raise BadParameter(f"expected a number, found {value!r:.60}", where=name)
+    if not 0 < value < math.inf:
+        raise BadParameter(f"expected a finite number above 0, found {value!r:.60}", where=name)
+    if not SMALLEST <= value <= LARGEST:
+        raise BadParameter(f"expected a number from {SMALLEST:g} to {LARGEST:g}, found {value!r:.60}", where=name)
 
 
-def _positive_factors(name: str, values: Sequence[float]) -> None:
+def _truth(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise BadParameter(f"expected true or false, found {value!r:.60}", where=name)
+
+
+def _positive_factors(name: str, values: object) -> None:
+    if not isinstance(values, tuple):
+        raise BadParameter(f"expected a list of numbers, found {values!r:.60}", where=name)
     if not values:
         raise BadParameter("expected a list of numbers, found an empty one", where=name)
     for index, value in enumerate(values):
@@ -127,6 +141,7 @@ class Yarn:
     def __post_init__(self) -> None:
         for name in ("factor", "beta_fast", "beta_slow", "attention_factor"):
             _number(name, getattr(self, name))
+        _truth("truncate", self.truncate)
 
     @classmethod
     def default(cls, factor: float) -> "Yarn":
@@ -226,8 +241,9 @@ class RopeSpec:
         _number("rope_theta", self.rope_theta)
         for name in ("head_dim", "rotary_dim", "original_length", "max_length"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**48:
-                raise BadParameter(f"expected a whole number from 1 to 2^48, found {value!r}", where=name)
+            most = WIDEST_HEAD if name.endswith("_dim") else LONGEST
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise BadParameter(f"expected a whole number from 1 to {most}, found {value!r:.60}", where=name)
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise BadParameter(
                 f"expected an even number of at most head_dim = {self.head_dim}, found {self.rotary_dim}",
