@@ -1,0 +1,230 @@
+"""Text → token windows, kept by document, and the split into a search part and a held-out part.
+
+A document is a file, or a row of JSONL or parquet. It gives windows of exactly the wanted length from its start on,
+without overlap. One that is too short is counted and left out. A lone long text is cut into contiguous blocks that
+count as documents.
+"""
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ropecli.errors import BadData, BadUsage, NoResource
+
+Encode = Callable[[str], list[int]]
+"""Text → token ids, without any special token."""
+
+TEXT_SUFFIXES = (".txt", ".md")
+ROW_SUFFIXES = (".jsonl", ".parquet")
+BLOCKS = 24
+"""A lone text is cut into at most this many documents, and few documents give about this many windows in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One data file as it was read: its name, the SHA-256 of its bytes, and how many documents it held."""
+
+    path: str
+    sha256: str
+    documents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One document as text, with a name that a person can find it by."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document as windows of token ids, each of the same length."""
+
+    name: str
+    windows: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents cut to one window length.
+
+    too_short  documents that were left out because they hold less than one window
+    blocks     whether a lone text was cut into blocks that stand for documents
+    """
+
+    documents: tuple[Document, ...]
+    length: int
+    too_short: int
+    blocks: bool
+
+
+def _decode(path: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadData(
+            f"not UTF-8 text (byte {error.start} of {len(data)})",
+            where=path,
+            hint="convert it, for example: iconv -f latin1 -t utf-8",
+        ) from error
+
+
+def _jsonl_rows(path: str, text: str, field: str) -> Iterator[Text]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise BadData("expected one JSON object a line", where=where, hint="see https://jsonlines.org") from error
+        if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            keys = ", ".join(list(row)[:8]) if isinstance(row, dict) else type(row).__name__
+            raise BadData(
+                f"expected an object with text in {field!r}, found {keys}",
+                where=where,
+                hint="name it with --text-field",
+            )
+        yield Text(f"{path}:{number}", row[field])
+
+
+def _parquet_rows(path: Path, field: str) -> Iterator[Text]:
+    try:
+        from pyarrow import parquet  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise NoResource(
+            "reading parquet needs pyarrow", where=str(path), hint='pip install "ropecli[parquet]"'
+        ) from error
+    try:
+        table = parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        if field not in names:
+            raise BadData(
+                f"expected a column {field!r}, found {', '.join(names)}",
+                where=str(path),
+                hint="name it with --text-field",
+            )
+        column = [value for batch in table.iter_batches(columns=[field]) for value in batch.column(0).to_pylist()]
+    except (OSError, ValueError) as error:
+        raise BadData(f"not a readable parquet file ({str(error).splitlines()[0]})", where=str(path)) from error
+    for number, value in enumerate(column, 1):
+        if not isinstance(value, str):
+            raise BadData(f"expected text, found {type(value).__name__}", where=f"{path}: row {number}: {field}")
+        yield Text(f"{path}:{number}", value)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadData(
+            f"cannot be read ({error.strerror})", where=str(path), hint="check the path given to --data"
+        ) from error
+
+
+def _files(given: str) -> list[Path]:
+    path = Path(given)
+    if not path.exists():
+        raise BadData("no such file or folder", where=given, hint="check the path given to --data")
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES + ROW_SUFFIXES and p.is_file())
+    if not found:
+        raise BadData("the folder holds no text", where=given, hint="expected .txt, .md, .jsonl or .parquet files")
+    return found
+
+
+def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Text], list[Source]]:
+    """Every document of the given files, folders and "-" (standard input), in order; and what each file was.
+
+    Raises BadData for anything that cannot be read as text.
+    """
+    texts: list[Text] = []
+    sources: list[Source] = []
+    for given in paths:
+        files: list[Path | None] = [None] if given == "-" else [*_files(given)]
+        for path in files:
+            name = "-" if path is None else str(path)
+            data = sys.stdin.buffer.read() if path is None else _read_bytes(path)
+            suffix = "" if path is None else path.suffix.lower()
+            if path is not None and suffix == ".parquet":
+                rows = list(_parquet_rows(path, text_field))
+            elif suffix == ".jsonl":
+                rows = list(_jsonl_rows(name, _decode(name, data), text_field))
+            else:
+                rows = [Text(name, _decode(name, data))]
+            if b"\0" in data and suffix != ".parquet":
+                raise BadData("binary data, expected text", where=name, hint="give .txt, .md, .jsonl or .parquet")
+            texts.extend(rows)
+            sources.append(Source(name, hashlib.sha256(data).hexdigest(), len(rows)))
+    return texts, sources
+
+
+def _cut(ids: list[int], body: int, most: int) -> list[list[int]]:
+    return [ids[start : start + body] for start in range(0, len(ids) - body + 1, body)][:most]
+
+
+def _spread(windows: list[list[int]], groups: int) -> list[list[list[int]]]:
+    """Contiguous groups whose sizes differ by at most one."""
+    bounds = [round(i * len(windows) / groups) for i in range(groups + 1)]
+    return [windows[a:b] for a, b in pairwise(bounds)]
+
+
+def tokenize(texts: Sequence[Text], encode: Encode, length: int, *, bos: int | None, windows: int | None) -> Corpus:
+    """Cut every document into windows of `length` tokens.
+
+    bos      token put in front of every window, as the YaRN evaluation does, where the tokenizer has that habit
+    windows  at most this many a document; None: as many as make about 24 windows in all, spread over the documents
+
+    Raises BadData when no document holds a single window.
+    """
+    front = [] if bos is None else [bos]
+    body = length - len(front)
+    encoded = [(text.name, encode(text.text)) for text in texts]
+    longest = max((len(ids) for _, ids in encoded), default=0)
+    long_enough = [(name, ids) for name, ids in encoded if len(ids) >= body]
+    if not long_enough:
+        raise BadData(
+            f"no document has the {length} tokens of one window; the longest of {len(encoded)} has {longest}",
+            hint="give longer documents, or a smaller --factor or --target-length",
+        )
+    lone = len(encoded) == 1 and len(long_enough[0][1]) >= 2 * body
+    if lone:
+        name, ids = long_enough[0]
+        all_windows = _cut(ids, body, len(ids))
+        groups = _spread(all_windows, min(BLOCKS, len(all_windows)))
+        cut = [(f"{name}#{i}", group) for i, group in enumerate(groups, 1)]
+        most = windows or 1
+    else:
+        most = windows or -(-BLOCKS // len(long_enough))
+        cut = [(name, _cut(ids, body, most)) for name, ids in long_enough]
+    documents = tuple(Document(name, tuple(tuple(front + ids) for ids in group[:most])) for name, group in cut)
+    return Corpus(documents, length, len(encoded) - len(long_enough), lone)
+
+
+def split(
+    documents: Sequence[Document], held_out: float, seed: int
+) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """(search part, held-out part): whole documents, dealt by a seeded shuffle; each part has at least one.
+
+    Raises BadUsage for a fraction outside (0, 1) and BadData for fewer than two documents.
+    """
+    if not 0 < held_out < 1:
+        raise BadUsage(f"expected a fraction between 0 and 1, found {held_out:g}", where="--validation-fraction")
+    if len(documents) < 2:
+        raise BadData(
+            "one document cannot be split into a search part and a held-out part",
+            hint="give at least two documents with --data; ten or more give a verdict worth having",
+        )
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)  # noqa: S311 - a split, not a secret
+    count = min(max(round(len(documents) * held_out), 1), len(documents) - 1)
+    held = set(order[:count])
+    search = [documents[i] for i in order if i not in held]
+    return tuple(search), tuple(documents[i] for i in order if i in held)

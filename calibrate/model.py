@@ -1,0 +1,211 @@
+"""Load a causal language model, and a fence that puts rotary frequencies in and takes them out again exactly."""
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource
+from ropecli.frequencies import Frequencies
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a model is loaded; every value is as the command line gives it."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode with gradients off, its tokenizer's encoder, and where its inputs go."""
+
+    model: Any
+    encode: Callable[[str], list[int]]
+    bos: int | None
+    device: torch.device
+
+    @property
+    def dtype(self) -> str:
+        """Name of the parameters' dtype, for the record."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is cuda, then mps, then cpu. Raises BadUsage for a device that is not here."""
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise BadUsage(f"unknown device {wanted!r}", where="--device", hint="auto, cpu, cuda, cuda:1, mps") from error
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(device.type, True):
+        raise BadUsage(f"this machine has no {device.type}", where="--device", hint="try --device auto")
+    return device
+
+
+def _source(source: str) -> tuple[str, dict[str, Any]]:
+    """What to give `from_pretrained`: a GGUF is a file inside a folder, everything else is a folder or a Hub id."""
+    if source.lower().endswith(".gguf"):
+        folder, _, name = source.rpartition("/")
+        return folder or ".", {"gguf_file": name}
+    return source, {}
+
+
+def load(source: str, settings: Settings) -> LoadedModel:
+    """Load the checkpoint for scoring.
+
+    Weights keep the checkpoint's own dtype unless `settings.dtype` names one; rotary tables stay float32.
+    Raises BadCheckpoint when transformers cannot load it, NoResource when memory runs out.
+    """
+    if settings.dtype != "auto" and settings.dtype not in DTYPES:
+        raise BadUsage(f"unknown dtype {settings.dtype!r}", where="--dtype", hint=f"auto, {', '.join(DTYPES)}")
+    name, extra = _source(source)
+    extra["trust_remote_code"] = settings.trust_remote_code
+    options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
+    if settings.attn_implementation:
+        options["attn_implementation"] = settings.attn_implementation
+    if settings.device_map:
+        options["device_map"] = settings.device_map
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **extra)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, **options)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise NoResource("the model does not fit in memory", where=source, hint="try --dtype bfloat16") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadCheckpoint(
+            f"transformers {transformers.__version__} cannot load it: {lines[0]}",
+            where=source,
+            hint="`ropecli inspect --verify` checks the files; code inside a checkpoint needs --trust-remote-code",
+        ) from error
+    device = pick_device(settings.device)
+    if settings.device_map is None:
+        model = model.to(device)
+    else:
+        device = model.get_input_embeddings().weight.device
+    model.eval().requires_grad_(False)
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    with_specials = tokenizer("a", verbose=False).input_ids
+    opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id
+    return LoadedModel(model, encode, tokenizer.bos_token_id if opens_with_bos else None, device)
+
+
+def _rotary_modules(model: Any) -> list[Any]:
+    """Modules that hold rotary tables of the text model: a buffer `inv_freq`, or one `<layer type>_inv_freq` each."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if any(b == "inv_freq" or b.endswith("_inv_freq") for b, _ in module.named_buffers(recurse=False))
+        and not any(part in name for part in ("vision", "visual", "audio"))
+    ]
+
+
+def _slots(module: Any, layer_type: str) -> tuple[str, str] | None:
+    """Names of the (table, multiplier) attributes of a module for a layer type, or None where it has no such table."""
+    nested = f"{layer_type}_inv_freq"
+    if hasattr(module, nested):
+        return nested, f"{layer_type}_attention_scaling"
+    return ("inv_freq", "attention_scaling") if hasattr(module, "inv_freq") else None
+
+
+def _plain_forward(module: Any) -> Callable[..., Any]:
+    """The module's forward without `torch.no_grad` and without the update of length-dependent kinds around it."""
+    forward = type(module).forward
+    while hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+    return types.MethodType(forward, module)
+
+
+@contextlib.contextmanager
+def rotating_with(
+    model: Any, tables: Mapping[str, Frequencies] | Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+) -> Iterator[None]:
+    """Make the model rotate with the given tables inside the block; afterwards it is as it was, bit for bit.
+
+    tables  layer type (or "default") → Frequencies, or → (inv_freq [pairs], attention factor []) as tensors, which
+            may require gradients
+
+    The tables stay what they are whatever the length of the sequence. Raises Inconclusive when the model keeps its
+    rotary tables where this fence cannot reach them, or when their width differs.
+    """
+    undo: list[Callable[[], None]] = []
+    found: set[str] = set()
+    try:
+        for module in _rotary_modules(model):
+            here = [(name, slot) for name in tables if (slot := _slots(module, name)) is not None]
+            for layer_type, (table, multiplier) in here:
+                old = getattr(module, table)
+                entry = tables[layer_type]
+                if isinstance(entry, Frequencies):
+                    inv_freq = torch.tensor(entry.inv_freq, dtype=torch.float64, device="cpu")
+                    new = inv_freq.to(device=old.device, dtype=torch.float32)
+                    scale: Any = entry.attention_factor
+                else:
+                    new, scale = entry[0].to(old.device), entry[1].to(old.device)
+                if new.shape != old.shape:
+                    raise Inconclusive(
+                        f"the model's rotary table has {old.shape[-1]} pairs, the new one has {new.shape[-1]}",
+                        where=type(module).__name__,
+                    )
+                undo.append(_setter(module, table, old))
+                undo.append(_setter(module, multiplier, getattr(module, multiplier, 1.0)))
+                module._buffers.pop(table, None)
+                setattr(module, table, new)
+                setattr(module, multiplier, scale)
+                found.add(layer_type)
+            if here:
+                had = module.__dict__.get("forward")
+                undo.append(_forward_restorer(module, had))
+                module.forward = _plain_forward(module)
+        missing = set(tables) - found
+        if missing:
+            raise Inconclusive(
+                f"no rotary table for {', '.join(sorted(missing))} was found in {type(model).__name__}",
+                hint="the architecture keeps its frequencies elsewhere; its RoPE cannot be calibrated",
+            )
+        yield
+    finally:
+        for action in reversed(undo):
+            action()
+
+
+def _setter(module: Any, name: str, value: Any) -> Callable[[], None]:
+    def put() -> None:
+        module.__dict__.pop(name, None)
+        if isinstance(value, torch.Tensor):
+            module.register_buffer(name, value, persistent=False)
+        else:
+            setattr(module, name, value)
+
+    return put
+
+
+def _forward_restorer(module: Any, had: Any) -> Callable[[], None]:
+    def put() -> None:
+        module.__dict__.pop("forward", None)
+        if had is not None:
+            module.forward = had
+
+    return put

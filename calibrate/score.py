@@ -1,0 +1,144 @@
+"""How well a model predicts windows of text: sums of nats by position, without materialising a window's logits."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from calibrate.corpus import Document
+from calibrate.model import LoadedModel
+from ropecli.errors import NoResource
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+CHUNK_ENTRIES = 2**25
+"""Logits held at once, in entries (tokens × vocabulary): 128 MiB as float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A sum of negative log-likelihoods, in nats, and the number of predicted tokens it is over."""
+
+    nats: float
+    tokens: int
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.nats + other.nats, self.tokens + other.tokens)
+
+    @property
+    def nll(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity, exp(nll)."""
+        return exp(self.nll)
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Ranges of positions that are summed apart.
+
+    A token at position p (counted from 0) is predicted from the p tokens before it; position 0 has no prediction.
+    edges  ascending positions e_0 < e_1 < … < e_k with 1 ≤ e_0 and e_k ≤ window length; band i is e_i ≤ p < e_{i+1}
+    """
+
+    edges: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if (
+            len(self.edges) < 2
+            or self.edges[0] < 1
+            or any(a >= b for a, b in zip(self.edges, self.edges[1:], strict=False))
+        ):
+            raise ValueError(f"band edges must ascend from at least 1, found {self.edges}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Predicted tokens in each band of one window."""
+        return tuple(b - a for a, b in zip(self.edges, self.edges[1:], strict=False))
+
+
+@contextlib.contextmanager
+def _replayed(backbone: Any, outputs: Any) -> Iterator[None]:
+    """Inside the block the backbone returns `outputs` instead of computing."""
+    had = backbone.__dict__.get("forward")
+    backbone.forward = lambda *_, **__: outputs
+    try:
+        yield
+    finally:
+        del backbone.forward
+        if had is not None:
+            backbone.forward = had
+
+
+def token_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of every token but the first, in nats.
+
+    ids [windows, length] → float32 [windows, length − 1], column p − 1 for position p. The backbone runs once; the
+    model's own forward then runs on slices of the hidden states, so that every architecture's head, soft cap or
+    logit scale applies, and only a slice of the logits exists at a time.
+    """
+    backbone = getattr(model, model.base_model_prefix)
+    outputs = backbone(input_ids=ids, use_cache=False)
+    hidden = outputs.last_hidden_state  # [windows, length, width]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    step = max(1, CHUNK_ENTRIES // (vocabulary * ids.shape[0]))
+    parts = []
+    for start in range(0, ids.shape[1] - 1, step):
+        stop = min(start + step, ids.shape[1] - 1)
+        outputs.last_hidden_state = hidden[:, start:stop]
+        with _replayed(backbone, outputs):
+            logits = model(input_ids=ids[:, start:stop], use_cache=False).logits  # [windows, slice, vocabulary]
+        targets = ids[:, start + 1 : stop + 1]
+        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        parts.append(losses.view_as(targets))
+    return torch.cat(parts, dim=1)
+
+
+def windows_at_once(length: int, device: torch.device) -> int:
+    """How many windows to score in one batch: 8k tokens on a CPU, 32k elsewhere, at least one window."""
+    return max(1, (2**13 if device.type == "cpu" else 2**15) // length)
+
+
+def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Bands) -> Floats:
+    """Sums of nats, float64 [documents, bands], over all windows of each document.
+
+    Raises NoResource when memory runs out even for one window at a time.
+    """
+    rows = [(index, window) for index, document in enumerate(documents) for window in document.windows]
+    totals = np.zeros((len(documents), len(bands.widths)))
+    batch = windows_at_once(bands.edges[-1], loaded.device)
+    start = 0
+    while start < len(rows):
+        chosen = rows[start : start + batch]
+        try:
+            with torch.no_grad():
+                ids = torch.tensor([window[: bands.edges[-1]] for _, window in chosen], device=loaded.device)
+                losses = token_nll(loaded.model, ids).cpu().double().numpy()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if batch == 1:
+                raise NoResource(
+                    f"out of memory on one window of {bands.edges[-1]} tokens",
+                    hint="try --dtype bfloat16, a smaller --target-length, or --device-map auto",
+                ) from error
+            batch = max(1, batch // 2)
+            continue
+        for (index, _), row in zip(chosen, losses, strict=True):
+            for band, (low, high) in enumerate(zip(bands.edges, bands.edges[1:], strict=False)):
+                totals[index, band] += row[low - 1 : high - 1].sum()
+        start += len(chosen)
+    return totals
+
+
+def tokens_by_band(documents: Sequence[Document], bands: Bands) -> Counts:
+    """Predicted tokens, int64 [documents, bands]."""
+    counts = np.array([len(document.windows) for document in documents], dtype=np.int64)
+    return counts[:, None] * np.array(bands.widths, dtype=np.int64)[None, :]

@@ -1,0 +1,478 @@
+"""The command line: parse, call, render. Every rule about output and exit status for all verbs is here."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ropecli import __version__, options, render
+from ropecli.checkpoint import Checkpoint, read_checkpoint
+from ropecli.errors import BadCalibration, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
+from ropecli.inspection import expected, inspect, inspection_to_json
+from ropecli.spec import RopeSpec
+
+app = typer.Typer(
+    name="ropecli",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Give a model a longer context: look at its rotary embedding (RoPE), find the best way to stretch it, and "
+    "write a checkpoint that every runtime reads the same way.",
+    epilog="The whole job in one line: ropecli calibrate M --data F --factor 4 | ropecli convert M -o OUT --from -",
+)
+INTERRUPTED = 130
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        render.emit(f"ropecli {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command("inspect", help="What rotary embedding does a checkpoint have?")
+def inspect_command(
+    models: options.Models,
+    expect: Annotated[
+        str | None, typer.Option(metavar="KEY=VALUE,…", help="Exit with 1 unless these values are found.")
+    ] = None,
+    factor: options.Factor = None,
+    target_length: options.TargetLength = None,
+    rope_type: Annotated[str, typer.Option(help="The method that --factor previews.")] = "yarn",
+    original_length: options.OriginalLength = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Reads the config alone: no weights, no torch, no transformers."""
+    del quiet, debug
+    failures: list[str] = []
+    for model in models:
+        checkpoint = read_checkpoint(model)
+        preview = None
+        if factor is not None or target_length is not None:
+            preview = _by_hand(checkpoint, rope_type, factor, target_length, original_length, {})
+        inspection = inspect(checkpoint, preview)
+        if as_json:
+            render.emit_json(inspection_to_json(inspection))
+        else:
+            render.show_inspection(inspection)
+        failures += [f"{model}: {line}" for line in (expected(inspection, expect) if expect else ())]
+    if failures:
+        raise CheckFailed("; ".join(failures))
+
+
+def _by_hand(
+    checkpoint: Checkpoint,
+    rope_type: str,
+    factor: float | None,
+    target_length: str | None,
+    original_length: str | None,
+    parameters: dict[str, Any],
+    rope_theta: float | None = None,
+    layers: Any = "full",
+) -> dict[str, RopeSpec]:
+    """The rotary embeddings that the options describe, by layer type."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from ropecli.conversion import chosen_layers, extended, scaling_by_hand  # noqa: PLC0415
+
+    original = options.length(original_length, "--original-length") if original_length else None
+    intent = {}
+    for rope in chosen_layers(checkpoint, layers):
+        spec = replace(rope.spec, rope_theta=rope_theta) if rope_theta else rope.spec
+        trained = original or spec.original_length
+        if target_length is not None:
+            if factor is not None:
+                raise BadUsage("give one of --factor and --target-length")
+            factor = options.length(target_length, "--target-length") / trained
+        scale = 1.0 if factor is None else factor
+        if rope_type != "none" and (factor is None or not 1 <= scale < float("inf")):
+            found = "nothing" if factor is None else f"{scale:g}"
+            raise BadUsage(
+                f"expected a factor of at least 1, found {found}",
+                where="--factor" if target_length is None else "--target-length",
+                hint=f"the original length is {trained} tokens; --factor 4 would serve {4 * trained}",
+            )
+        scaling = scaling_by_hand(rope_type, spec, scale, **parameters)
+        intent[rope.name] = extended(spec, scaling, original)
+    return intent
+
+
+@app.command("calibrate", help="Find the best α, β and temperature for a model on text.")
+def calibrate_command(
+    model: options.Model,
+    data: options.Data,
+    factor: Annotated[
+        list[float] | None, typer.Option("--factor", metavar="S", help="Extension factor: target length / L.")
+    ] = None,
+    target_length: options.TargetLength = None,
+    original_length: options.OriginalLength = None,
+    tune: Annotated[
+        str, typer.Option(help="yarn: α, β and the temperature; temperature: that alone, α = 1 and β = 32 kept.")
+    ] = "yarn",
+    objective: Annotated[
+        str,
+        typer.Option(help="Positions whose loss is minimised: beyond (from L on), all, or last:N."),
+    ] = "beyond",
+    guard: Annotated[
+        float, typer.Option(min=0, help="Nats by which the loss within L may exceed default YaRN's.")
+    ] = 0.005,
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="auto (a race over the lattice of whole ramp corners, then the temperature), or scipy's own on "
+            "continuous corners: nelder-mead, powell, cobyqa, l-bfgs-b, differential-evolution."
+        ),
+    ] = "auto",
+    documents: options.Documents = None,
+    windows: options.Windows = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the documents that the search never sees.")
+    ] = 0.5,
+    max_evals: Annotated[int | None, typer.Option(min=1, help="Stop the search after this many evaluations.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the search after this long.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split into search and held-out documents.")] = 0,
+    text_field: options.TextField = "text",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Calibration file; without it, standard output.")
+    ] = None,
+    force: options.Force = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    attn_implementation: options.AttnImplementation = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Half of the documents choose the parameters, the other half says what they are worth.
+
+    The loss is nats a token. α is `beta_slow`: pairs that turn less often than that inside the trained length L are
+    slowed by the factor. β is `beta_fast`: pairs that turn more often are kept. The temperature is one number m, the
+    multiplier on cos and sin. Where held-out text does not prove a gain over default YaRN (α = 1, β = 32,
+    m = 0.1·ln s + 1), the answer is the default, and says so.
+    """
+    del debug
+    if output is not None:
+        _check_output_file(output, force=force)
+    if tune not in ("yarn", "temperature"):
+        raise BadUsage(f"unknown {tune!r}", where="--tune", hint="yarn or temperature")
+    if factor is not None and len(factor) > 1:
+        raise BadUsage("one factor at a time", where="--factor", hint="run once for each factor")
+    _quiet_libraries(verbose=verbose)
+    with render.data_only(), render.TrialLog(quiet=quiet) as log:
+        from calibrate import run  # noqa: PLC0415 - torch takes seconds
+        from calibrate.calibration import write_text_whole  # noqa: PLC0415
+        from calibrate.model import Settings  # noqa: PLC0415
+
+        request = run.Request(
+            source=model,
+            data=tuple(data),
+            factor=factor[0] if factor else None,
+            target_length=options.length(target_length, "--target-length") if target_length else None,
+            original_length=options.length(original_length, "--original-length") if original_length else None,
+            tune="temperature" if tune == "temperature" else "yarn",
+            objective=objective,
+            guard=guard,
+            optimizer=optimizer,
+            documents=documents,
+            windows=windows,
+            validation_fraction=validation_fraction,
+            max_evals=max_evals,
+            time_limit=time_limit,
+            seed=seed,
+            text_field=text_field,
+            settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
+        )
+        calibration, signal_number = run.calibrate(request, run.Observer(log.say, log.expect, log.trial))
+    content = calibration.to_json()
+    if output is None or as_json:
+        if as_json:
+            render.emit_json(content)
+        else:
+            render.emit(render.json_text(content))
+    if output is not None:
+        write_text_whole(render.json_text(content), output)
+    render.show_calibration(calibration, quiet=quiet)
+    if signal_number is not None:
+        raise typer.Exit(128 + signal_number)
+
+
+def _check_output_file(output: Path, *, force: bool) -> None:
+    if not output.parent.is_dir():
+        raise BadUsage("the folder to write into does not exist", where=str(output.parent))
+    if output.is_dir():
+        raise BadUsage("expected a file, found a folder", where=str(output))
+    if output.exists() and not force:
+        raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
+    if not os.access(output.parent, os.W_OK):
+        raise NoResource("the folder cannot be written to", where=str(output.parent))
+
+
+def _quiet_libraries(*, verbose: bool) -> None:
+    """Library noise belongs to -v; the user's own environment wins."""
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+@app.command("convert", help="Write a checkpoint that every runtime reads the same way.")
+def convert_command(
+    model: options.Model,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="The new folder.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option("--from", metavar="FILE", help="A calibration file, or - for standard input.")
+    ] = None,
+    rope_type: Annotated[
+        str | None,
+        typer.Option(help="By hand: none, linear, ntk, dynamic, ntk-by-parts, yarn, longrope, llama3."),
+    ] = None,
+    factor: options.Factor = None,
+    target_length: options.TargetLength = None,
+    original_length: options.OriginalLength = None,
+    beta_slow: Annotated[
+        float | None, typer.Option("--beta-slow", "--alpha", help="α: pairs that turn less often are slowed whole.")
+    ] = None,
+    beta_fast: Annotated[
+        float | None, typer.Option("--beta-fast", "--beta", help="β: pairs that turn more often are kept.")
+    ] = None,
+    attention_factor: Annotated[
+        float | None, typer.Option(help="Multiplier m on cos and sin. Default for yarn: 0.1·ln s + 1.")
+    ] = None,
+    truncate: Annotated[
+        bool | None, typer.Option("--truncate/--no-truncate", help="Round the ramp's corners outwards (the default).")
+    ] = None,
+    low_freq_factor: Annotated[float | None, typer.Option(help="llama3's α.")] = None,
+    high_freq_factor: Annotated[float | None, typer.Option(help="llama3's β.")] = None,
+    factors: Annotated[
+        str | None, typer.Option(help="longrope: a divisor for each rotary pair, comma-separated.")
+    ] = None,
+    rope_theta: Annotated[float | None, typer.Option(help="Another base than the checkpoint's.")] = None,
+    schema: Annotated[
+        str, typer.Option(help="both; v4 (rope_scaling, what most runtimes read); v5 (rope_parameters).")
+    ] = "both",
+    weights: Annotated[
+        str,
+        typer.Option(help="auto (reflink, hard link or copy), hardlink, reflink, symlink, copy, none."),
+    ] = "auto",
+    layers: Annotated[
+        str, typer.Option(help="full: layers that attend to everything; all: sliding-window layers as well.")
+    ] = "full",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show the diff of the config and touch nothing.")
+    ] = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """The weights are linked, not copied, where the file system can; the source is never written to.
+
+    What was written is read back and recomputed before it appears.
+    """
+    del debug
+    from ropecli import conversion as plans  # noqa: PLC0415
+    from ropecli import writer  # noqa: PLC0415
+
+    if (calibration is None) == (rope_type is None):
+        raise BadUsage("give one of --from and --rope-type", hint="for example --from calibration.json")
+    if output is None and not dry_run:
+        raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
+    _one_of("--schema", schema, ("both", "v4", "v5"))
+    _one_of("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none"))
+    _one_of("--layers", layers, ("full", "all"))
+    checkpoint = read_checkpoint(model)
+    if calibration is not None:
+        given = (factor, target_length, original_length, beta_slow, beta_fast, attention_factor, truncate, rope_theta)
+        if any(value is not None for value in given):
+            raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
+        intent = _from_calibration(checkpoint, calibration, layers)
+    else:
+        parameters = {
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "attention_factor": attention_factor,
+            "truncate": truncate,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "factors": _numbers(factors, "--factors"),
+        }
+        intent = _by_hand(
+            checkpoint, rope_type or "", factor, target_length, original_length, parameters, rope_theta, layers
+        )
+    conversion = plans.plan(checkpoint, intent, schema=schema, tokenizer_text=writer.tokenizer_text(checkpoint))  # type: ignore[arg-type]
+    if dry_run:
+        files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
+        if as_json:
+            render.emit_json(render.conversion_to_json(conversion, None))
+        else:
+            render.show_plan(conversion, new_bytes, files)
+        return
+    if output is None:
+        raise BadUsage("give the new folder", where="--output")
+    receipt = writer.write(conversion, output, weights=weights, force=force)  # type: ignore[arg-type]
+    if as_json:
+        render.emit_json(render.conversion_to_json(conversion, receipt))
+    render.show_receipt(conversion, receipt, quiet=quiet or as_json)
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise BadUsage(f"unknown {value!r}", where=option, hint=f"known: {', '.join(known)}")
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadUsage(f"expected numbers with commas between, found {text!r}", where=option) from error
+
+
+def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any) -> dict[str, RopeSpec]:
+    from calibrate.calibration import read_calibration  # noqa: PLC0415
+    from ropecli.conversion import chosen_layers, extended  # noqa: PLC0415
+
+    where = "standard input" if source == "-" else source
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadCalibration(
+            f"cannot be read ({reason})", where=where, hint="check the path given to --from"
+        ) from error
+    found = read_calibration(text, where)
+    intent = {}
+    for rope in chosen_layers(checkpoint, layers):
+        try:
+            spec = found.onto(rope.spec)
+        except RopeError as error:
+            raise error.at(where) from None
+        intent[rope.name] = extended(spec, spec.scaling, found.original_length)
+    return intent
+
+
+@app.command("evaluate", help="How good is a checkpoint, or a method, at each length?")
+def evaluate_command(
+    models: options.Models,
+    data: options.Data,
+    lengths: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Lengths in tokens, as 2k,4k,8k. Default: L and the served length."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="none, linear (PI), ntk, dynamic, ntk-by-parts, yarn, or a calibration FILE.json. Default: the "
+            "checkpoint as its config says.",
+        ),
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(min=1, metavar="S", help="Factor of the methods. Default: longest length / L.")
+    ] = None,
+    original_length: options.OriginalLength = None,
+    documents: options.Documents = None,
+    windows: options.Windows = None,
+    text_field: options.TextField = "text",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    attn_implementation: options.AttnImplementation = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """The loss of every position, from one pass over windows of the longest length.
+
+    Loss is nats a token, summed over predicted tokens and divided once; ppl is its exponential. ± is one standard error
+    over documents; "vs first row" is paired by document, with its 95 % interval.
+    """
+    del debug
+    _quiet_libraries(verbose=verbose)
+    with render.data_only():
+        from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
+        from calibrate.model import Settings  # noqa: PLC0415
+
+        request = evaluation.Request(
+            sources=tuple(models),
+            data=tuple(data),
+            lengths=options.lengths(lengths, "--lengths") if lengths else (),
+            methods=options.names(methods),
+            factor=factor,
+            original_length=options.length(original_length, "--original-length") if original_length else None,
+            documents=documents,
+            windows=windows,
+            text_field=text_field,
+            settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
+        )
+        rows = evaluation.evaluate(
+            request,
+            lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
+        )
+    if as_json:
+        for row in rows:
+            render.emit_json(render.row_to_json(row))
+    else:
+        render.show_rows(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the status that the contract gives."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    try:
+        result = app(arguments, prog_name="ropecli", standalone_mode=False)
+    except render.ReaderGone:
+        return render.PIPE_CLOSED
+    except typer.TyperException as error:
+        failure: RopeError = BadUsage(error.format_message(), hint=f"ropecli {_verb(arguments)}--help")
+    except RopeError as error:
+        failure = error
+        if debug:
+            traceback.print_exc()
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except MemoryError as error:
+        failure = NoResource("out of memory", hint="try a smaller --target-length or --dtype bfloat16")
+        if debug:
+            traceback.print_exception(error)
+    else:
+        return result if isinstance(result, int) else 0
+    try:
+        render.show_error(failure, as_json=as_json)
+    except render.ReaderGone:
+        return render.PIPE_CLOSED
+    return failure.exit_status
+
+
+def _verb(arguments: list[str]) -> str:
+    known = {command.name for command in app.registered_commands}
+    return next((f"{word} " for word in arguments if word in known), "")

@@ -1,0 +1,190 @@
+"""The plan of a conversion, as a value: what the config will say, which files go along. Touches no disk."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import unified_diff
+from typing import Any, Literal
+
+from ropecli.checkpoint import Checkpoint
+from ropecli.dialects import hf, portable
+from ropecli.dialects.portable import Schema
+from ropecli.errors import BadCheckpoint, BadUsage
+from ropecli.json_edit import ABSENT, with_members
+from ropecli.spec import Dynamic, LayerRope, Linear, Llama3, Longrope, Ntk, NtkByParts, Plain, RopeSpec, Scaling, Yarn
+
+Layers = Literal["full", "all"]
+EXTENDABLE = ("default", "linear", "ntk", "dynamic", "yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One member that changes; `old` or `new` is None where it is absent."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What will be written.
+
+    intent  layer type → the rotary embedding that the written config must mean
+    texts   file name → its new content
+    edits   the same as changed members, for people
+    notes   what else a user should know
+    """
+
+    checkpoint: Checkpoint
+    intent: Mapping[str, RopeSpec]
+    texts: Mapping[str, str]
+    edits: tuple[Edit, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def diff(self) -> str:
+        """The changed config as a unified diff."""
+        old = self.checkpoint.config_text.splitlines(keepends=True)
+        new = self.texts["config.json"].splitlines(keepends=True)
+        return "".join(unified_diff(old, new, "a/config.json", "b/config.json"))
+
+
+def scaling_by_hand(
+    rope_type: str,
+    spec: RopeSpec,
+    factor: float,
+    *,
+    beta_fast: float | None = None,
+    beta_slow: float | None = None,
+    attention_factor: float | None = None,
+    truncate: bool | None = None,
+    low_freq_factor: float | None = None,
+    high_freq_factor: float | None = None,
+    factors: Sequence[float] | None = None,
+) -> Scaling:
+    """A scaling from the options of the command line. Raises BadUsage for an option that the kind does not have."""
+    given = {
+        "--beta-fast": beta_fast,
+        "--beta-slow": beta_slow,
+        "--attention-factor": attention_factor,
+        "--truncate": truncate,
+        "--low-freq-factor": low_freq_factor,
+        "--high-freq-factor": high_freq_factor,
+        "--factors": factors,
+    }
+    allowed: dict[str, tuple[str, ...]] = {
+        "none": (),
+        "linear": (),
+        "ntk": (),
+        "dynamic": (),
+        "ntk-by-parts": ("--beta-fast", "--beta-slow", "--attention-factor"),
+        "yarn": ("--beta-fast", "--beta-slow", "--attention-factor", "--truncate"),
+        "llama3": ("--low-freq-factor", "--high-freq-factor"),
+        "longrope": ("--factors", "--attention-factor"),
+    }
+    if rope_type not in allowed:
+        raise BadUsage(f"unknown {rope_type!r}", where="--rope-type", hint=f"known: {', '.join(allowed)}")
+    for option, value in given.items():
+        if value is not None and option not in allowed[rope_type]:
+            has = ", ".join(allowed[rope_type]) or "no option but --factor"
+            raise BadUsage(f"{rope_type} does not have it", where=option, hint=f"{rope_type} has {has}")
+    default = Yarn.default(factor)
+    fast, slow = beta_fast or default.beta_fast, beta_slow or default.beta_slow
+    m = attention_factor
+    scalings: dict[str, Any] = {
+        "none": Plain,
+        "linear": lambda: Linear(factor),
+        "ntk": lambda: Ntk(factor),
+        "dynamic": lambda: Dynamic(factor),
+        "ntk-by-parts": lambda: NtkByParts(factor, fast, slow, 1.0 if m is None else m),
+        "yarn": lambda: Yarn(factor, default.attention_factor if m is None else m, fast, slow, truncate is not False),
+        "llama3": lambda: Llama3(factor, low_freq_factor or 1.0, high_freq_factor or 4.0),
+        "longrope": lambda: _longrope(spec, factor, factors, default.attention_factor if m is None else m),
+    }
+    scaling: Scaling = scalings[rope_type]()
+    return scaling
+
+
+def _longrope(spec: RopeSpec, factor: float, factors: Sequence[float] | None, attention_factor: float) -> Longrope:
+    if factors is None or len(factors) != spec.pairs:
+        found = "none" if factors is None else str(len(factors))
+        raise BadUsage(f"expected {spec.pairs} divisors, one a rotary pair, found {found}", where="--factors")
+    return Longrope(factor, tuple(factors), tuple(factors), attention_factor, attention_factor)
+
+
+def extended(spec: RopeSpec, scaling: Scaling, original_length: int | None = None) -> RopeSpec:
+    """`spec` with another scaling, from its original length (or the one given) to factor times that.
+
+    Raises BadUsage where factor times the original length is not a whole number of tokens: runtimes take either number
+    for the truth, so they must agree.
+    """
+    original = original_length or spec.original_length
+    length = original * scaling.factor
+    if abs(length - round(length)) > 1e-6 * length:
+        raise BadUsage(
+            f"factor {scaling.factor:g} times the original length {original} is not a whole number of tokens",
+            where="--factor",
+            hint=f"use --target-length {round(length)}",
+        )
+    return replace(spec, scaling=scaling, original_length=original, max_length=round(length))
+
+
+def chosen_layers(checkpoint: Checkpoint, layers: Layers) -> tuple[LayerRope, ...]:
+    """The layers whose embedding is rewritten: those that attend to everything, or all of them.
+
+    Raises BadCheckpoint where there is nothing to rewrite, or the checkpoint was trained with a scaling of its own.
+    """
+    if not checkpoint.ropes:
+        raise BadCheckpoint("the model has no rotary embedding", where=checkpoint.source)
+    full = tuple(rope for rope in checkpoint.ropes if rope.sliding_window is None)
+    chosen = checkpoint.ropes if layers == "all" or not full else full
+    for rope in chosen:
+        if rope.spec.rope_type not in EXTENDABLE:
+            raise BadCheckpoint(
+                f"trained with {rope.spec.rope_type} scaling to {rope.spec.max_length} tokens; "
+                "another scaling would take its place, not come on top of it",
+                where=f"{checkpoint.source}: {rope.name}",
+                hint="convert the checkpoint from before the extension",
+            )
+    return chosen
+
+
+def plan(
+    checkpoint: Checkpoint,
+    intent: Mapping[str, RopeSpec],
+    *,
+    schema: Schema = "both",
+    tokenizer_text: str | None = None,
+) -> Conversion:
+    """What to write so that the layers named in `intent` rotate as it says.
+
+    tokenizer_text  tokenizer_config.json, whose `model_max_length` follows where it was the old limit
+    Raises BadUsage and BadCheckpoint for what cannot be written.
+    """
+    if checkpoint.format not in ("hf", "mlx"):
+        raise BadUsage(f"{checkpoint.format} checkpoints cannot be converted", where=checkpoint.source)
+    inner, path = hf.text_config(checkpoint.config)
+    nested = any(rope.name != "default" for rope in checkpoint.ropes)
+    if nested:
+        changes = portable.nested_changes(inner, intent)
+    else:
+        (spec,) = intent.values()
+        changes = portable.flat_changes(inner, spec, schema)
+    texts = {"config.json": with_members(checkpoint.config_text, path, changes)}
+    prefix = ".".join(path) + "." if path else ""
+    edits = [
+        Edit(prefix + key, inner.get(key), None if value is ABSENT else value)
+        for key, value in changes.items()
+        if value is not inner.get(key) and (value is ABSENT or key not in inner or inner[key] != value)
+    ]
+    notes = []
+    length = changes["max_position_embeddings"]
+    if tokenizer_text is not None:
+        limit = json.loads(tokenizer_text).get("model_max_length")
+        if limit == inner.get("max_position_embeddings") and limit != length:
+            texts["tokenizer_config.json"] = with_members(tokenizer_text, (), {"model_max_length": length})
+            edits.append(Edit("tokenizer_config.json: model_max_length", limit, length))
+    if any(isinstance(spec.scaling, Dynamic) for spec in intent.values()):
+        notes.append("dynamic means something else in nearly every runtime; --rope-type ntk freezes it into the base")
+    return Conversion(checkpoint, dict(intent), texts, tuple(edits), tuple(notes))

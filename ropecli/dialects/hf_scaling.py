@@ -1,0 +1,254 @@
+"""A Hugging Face scaling object → a `Scaling` with its original and its longest length.
+
+What each key means follows transformers 5.23 `modeling_rope_utils`; where transformers has no such type, the runtime that
+has it. A length that the config does not hold is derived, and `sources` say how.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ropecli.dialects.hf_keys import Found, Place, Reader, boolean, number, numbers, whole
+from ropecli.errors import BadCheckpoint, BadParameter
+from ropecli.spec import (
+    Dynamic,
+    Linear,
+    Llama3,
+    Longrope,
+    Ntk,
+    Plain,
+    Proportional,
+    Scaling,
+    Yarn,
+    default_attention_factor,
+)
+
+SAME_TYPE: Mapping[str, str] = {
+    "none": "default",
+    "no_scaling": "default",  # MPT
+    "origin": "default",  # InternLM-1
+    "original": "default",  # Grok
+    "mrope": "default",  # sections apart, Qwen2-VL rotates like any other
+    "su": "longrope",
+    "deepseek_yarn": "yarn",
+    "telechat3-yarn": "yarn",
+    "xdrope": "ntk_alpha",
+}
+"""Other names of a scaling → the name that is read below."""
+
+TELECHAT_SLOPE = 0.07
+"""TeleChat-3's `telechat3-yarn` scales the attention by 0.07·ln s + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What reading a scaling needs to know.
+
+    longest   max_position_embeddings
+    original  the original length, where the config has one
+    pairs     rotary pairs
+    outer     the object around nested ones; None where the scaling object is flat
+    kind      the name that the config uses, and where
+    """
+
+    reader: Reader
+    kind: Found
+    longest: int
+    original: Found | None
+    pairs: int
+    outer: Place | None
+    mscale_pair: bool
+
+
+def scaling_kind(reader: Reader, renamed: Mapping[str, str]) -> tuple[str, Found]:
+    """The canonical name of the scaling and the config's own word for it; `rope_type` beats `type`.
+
+    Raises BadParameter where the word is not a string.
+    """
+    found = reader.in_rope("rope_type")
+    if found is None and reader.in_rope("rope_ntk_alpha") is not None:
+        found = Found("yarn", "rope_ntk_alpha")
+    found = reader.note("rope_type", found or Found("default", "assumed: default"))
+    if not isinstance(found.value, str):
+        raise BadParameter(f"expected a name, found {found.value!r}", where=found.source)
+    name = renamed.get(found.value, SAME_TYPE.get(found.value, found.value))
+    if name == "dynamic" and reader.in_rope("alpha") is not None:
+        name = "ntk_alpha"  # Hunyuan: the base times a power of alpha, at every length
+    return name, found
+
+
+def read_scaling(name: str, task: Task) -> tuple[Scaling, int, int]:
+    """The scaling, the original length and the longest one; raises BadCheckpoint for a scaling that has no reader."""
+    reader = READERS.get(name)
+    if reader is None:
+        raise BadCheckpoint(
+            f"the scaling {task.kind.value!r} is not supported",
+            where=task.kind.source,
+            hint=f"supported: {', '.join(READERS)}",
+        )
+    return reader(task)
+
+
+def _unscaled(task: Task) -> tuple[int, int]:
+    """The lengths of an embedding that serves as far as it was trained."""
+    task.reader.sources["original_length"] = task.reader.sources["max_length"]
+    return task.longest, task.longest
+
+
+def _extended(task: Task, factor: float, original: Found | None = None) -> tuple[int, int]:
+    """The original length and the longest: max_position_embeddings, or factor · original where that is no longer."""
+    sources = task.reader.sources
+    start = original or task.original or Found(task.longest, sources["max_length"])
+    length = whole(task.reader.note("original_length", start))
+    if task.longest > length:
+        return length, task.longest
+    sources["max_length"] = f"factor · {start.source}"
+    return length, max(1, round(factor * length))
+
+
+def _plain(task: Task) -> tuple[Scaling, int, int]:
+    return Plain(), *_unscaled(task)
+
+
+def _linear(task: Task) -> tuple[Scaling, int, int]:
+    """Position Interpolation, for which transformers keeps no original length.
+
+    Without one, max_position_embeddings is taken as the extended length where the factor divides it: the frequencies
+    do not depend on it.
+    """
+    factor = task.reader.scaling_number("factor")
+    original = task.reader.in_rope("original_length")
+    if original is None and factor >= 1 and task.longest % factor == 0:
+        source = f"assumed: {task.reader.sources['max_length']} / factor"
+        original = Found(int(task.longest / factor), source)
+    elif original is None:
+        original = Found(task.longest, f"assumed: {task.reader.sources['max_length']}")
+    return Linear(factor), *_extended(task, factor, original)
+
+
+def _dynamic(task: Task) -> tuple[Scaling, int, int]:
+    """Dynamic NTK: max_position_embeddings is the original length (transformers `_compute_dynamic_ntk_parameters`)."""
+    factor = task.reader.scaling_number("factor")
+    task.reader.sources["original_length"] = task.reader.sources["max_length"]
+    task.reader.sources["max_length"] += " · factor"
+    return Dynamic(factor), task.longest, max(1, round(task.longest * factor))
+
+
+def _ntk_alpha(task: Task) -> tuple[Scaling, int, int]:
+    """A static base θ·alpha^(d/(d−2)): transformers `HunYuanDenseV1RotaryEmbedding`, vLLM `xdrope`."""
+    factor = task.reader.scaling_number("alpha")
+    task.reader.sources["factor"] = task.reader.sources.pop("alpha")
+    return Ntk(factor), *_unscaled(task)
+
+
+def _ntk_vllm(task: Task) -> tuple[Scaling, int, int]:
+    """vLLM's `ntk` (`NTKScalingRotaryEmbedding`), which is a divisor for each pair: pair d is divided by s^(2(d+1)/D).
+
+    With `mixed_b` the divisor is exp(ln s·((d+1)/(D/2))^mixed_b) (kexue.fm 9706).
+    """
+    factor, pairs = task.reader.scaling_number("factor"), task.pairs
+    power = task.reader.scaling_number("mixed_b", Found(1.0, "default of ntk"))
+    divisors = tuple(math.exp(math.log(factor) * ((d + 1) / pairs) ** power) for d in range(pairs))
+    lengths = _extended(task, factor)
+    return Longrope(factor, divisors, divisors, attention_factor=1.0, short_attention_factor=1.0), *lengths
+
+
+def _yarn(task: Task) -> tuple[Scaling, int, int]:
+    reader = task.reader
+    factor = _factor_or_ratio(task)
+    beta_fast = reader.scaling_number("beta_fast", Found(32.0, "default of yarn"))
+    beta_slow = reader.scaling_number("beta_slow", Found(1.0, "default of yarn"))
+    attention_factor = _yarn_attention_factor(task, factor)
+    lengths = _extended(task, factor)
+    # 0 counts as unset for both (transformers 5.23: `beta_fast or 32`).
+    return Yarn(factor, attention_factor, beta_fast or 32.0, beta_slow or 1.0, truncate=_truncate(task)), *lengths
+
+
+def _truncate(task: Task) -> bool:
+    """Whether the corners are rounded; transformers 5.23 reads it from the outer object, so a nested one is inert."""
+    found = task.outer.find("truncate") if task.outer else task.reader.in_rope("truncate")
+    if found is None and task.reader.in_rope("rope_ntk_alpha") is not None:
+        found = Found(value=False, source="the original gpt-oss format never rounds")
+    return boolean(task.reader.note("truncate", found or Found(value=True, source="default of yarn")))
+
+
+def _yarn_attention_factor(task: Task, factor: float) -> float:
+    """`attention_factor` is final; else the ratio of an mscale pair where both are truthy; else 0.1·ln s + 1."""
+    reader = task.reader
+    given = reader.in_rope("attention_factor")
+    if given is not None:
+        return number(reader.note("attention_factor", given))
+    top, bottom = reader.in_rope("mscale"), reader.in_rope("mscale_all_dim")
+    if top is not None and bottom is not None and top.value and bottom.value:
+        reader.sources["attention_factor"] = "(0.1·mscale·ln(factor) + 1) / (0.1·mscale_all_dim·ln(factor) + 1)"
+        return default_attention_factor(factor, 0.1 * number(top)) / default_attention_factor(
+            factor, 0.1 * number(bottom)
+        )
+    slope = TELECHAT_SLOPE if task.kind.value == "telechat3-yarn" else 0.1
+    reader.sources["attention_factor"] = f"{slope}·ln(factor) + 1"
+    return default_attention_factor(factor, slope)
+
+
+def _llama3(task: Task) -> tuple[Scaling, int, int]:
+    names = ("factor", "low_freq_factor", "high_freq_factor")
+    factor, low, high = (task.reader.scaling_number(name) for name in names)
+    return Llama3(factor, low, high), *_extended(task, factor)
+
+
+def _longrope(task: Task) -> tuple[Scaling, int, int]:
+    reader = task.reader
+    factor = _factor_or_ratio(task)
+    lengths = _extended(task, factor)
+    long, short = _longrope_attention_factors(task, factor, lengths[0])
+    lists = {name: reader.in_rope(name) for name in ("short_factor", "long_factor")}
+    for name, found in lists.items():
+        if found is None:
+            raise BadParameter(f"expected {name}, found none", where=reader.rope[0].key(name))
+        reader.note(name, found)
+    divisors = {name: numbers(found) for name, found in lists.items() if found is not None}
+    return Longrope(factor, divisors["short_factor"], divisors["long_factor"], long, short), *lengths
+
+
+def _longrope_attention_factors(task: Task, factor: float, original: int) -> tuple[float, float]:
+    """For the long and the short list: `attention_factor`; Phi-3.5-MoE's two mscales; else sqrt(1 + ln s / ln L)."""
+    reader = task.reader
+    long, short = reader.in_rope("long_mscale"), reader.in_rope("short_mscale")
+    if task.mscale_pair and long is not None and short is not None:
+        reader.sources["attention_factor"] = long.source
+        reader.sources["short_attention_factor"] = short.source
+        return number(long), number(short)
+    given = reader.in_rope("attention_factor")
+    if given is not None:
+        value = number(reader.note("attention_factor", given))
+        return value, value
+    reader.sources["attention_factor"] = "sqrt(1 + ln(factor) / ln(original_length))"
+    value = 1.0 if factor <= 1 or original <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return value, value
+
+
+def _proportional(task: Task) -> tuple[Scaling, int, int]:
+    factor = task.reader.scaling_number("factor", Found(1.0, "default of proportional"))
+    share = task.reader.anywhere("partial_rotary_factor") or Found(1.0, "default of proportional")
+    return Proportional(factor, number(task.reader.note("partial_rotary_factor", share))), *_unscaled(task)
+
+
+def _factor_or_ratio(task: Task) -> float:
+    """The factor; where it is missing or null, max_position_embeddings / the original length."""
+    if task.reader.in_rope("factor") is not None or task.original is None:
+        return task.reader.scaling_number("factor")
+    source = f"{task.reader.sources['max_length']} / {task.original.source}"
+    return number(task.reader.note("factor", Found(task.longest / whole(task.original), source)))
+
+
+READERS: Mapping[str, Callable[[Task], tuple[Scaling, int, int]]] = {
+    "default": _plain,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "ntk": _ntk_vllm,
+    "ntk_alpha": _ntk_alpha,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+    "proportional": _proportional,
+}
+"""Canonical name of a scaling → its reader."""

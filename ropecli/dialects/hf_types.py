@@ -1,0 +1,65 @@
+"""What transformers itself knows about a `model_type`: the defaults of its class, and how its code rotates.
+
+The facts are data: `model_types.json`, made from the installed transformers by `tests/make_model_types.py`.
+
+    types         model_type → its defaults as config keys, and the facts below
+      layout      "interleaved" where the code rotates neighbours; half-split elsewhere
+      whole_head  the code rotates the whole head whatever `partial_rotary_factor` says, unless it is scaled
+      groups      its default is nested: layer type → default dict, fallback θ, the keys that set θ, whether a flat
+                  `rope_scaling` lands there
+      rope_layers the layer types that rotate, where others do not
+      rope_if     a key and the value it must have for the model to rotate at all
+      rope_types  a `rope_type` that means another one in this model
+    wrappers      model_type of a multimodal config → the model type of its language model, and other defaults for it
+    without_rope  model types with no rotary embedding in their language model
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ropecli.dialects.hf_keys import Json, Place
+
+
+@dataclass(frozen=True, slots=True)
+class TypeFacts:
+    """A model type's entry in the data; empty for a type that is not there."""
+
+    name: str
+    known: bool
+    data: Json
+
+    @property
+    def defaults(self) -> Place:
+        """The defaults of the class, to be searched like a config."""
+        return Place(self.data, origin=f"default of model_type {self.name}")
+
+
+@cache
+def _data() -> Mapping[str, Any]:
+    data: Mapping[str, Any] = json.loads(Path(__file__).with_name("model_types.json").read_bytes())
+    return data
+
+
+def type_facts(model_type: str, wrapper: str, *, wrapper_stands_alone: bool) -> TypeFacts:
+    """The facts for a language model's type, or for the one that its multimodal wrapper holds by default.
+
+    `wrapper_stands_alone`: the config has no inner object, so that the wrapper's own defaults hold.
+    """
+    types, wrappers = _data()["types"], _data()["wrappers"]
+    for name in (model_type, wrapper):
+        if name in types:
+            return TypeFacts(name, known=True, data=types[name])
+        if name in wrappers:
+            inner = wrappers[name]["model_type"]
+            own = wrappers[name] if wrapper_stands_alone else {}
+            return TypeFacts(inner, known=True, data={**types[inner], **own})
+    return TypeFacts(model_type, known=False, data={})
+
+
+def without_rope(model_type: str) -> bool:
+    """Whether transformers has this model type and it has no rotary embedding."""
+    return model_type in _data()["without_rope"]

@@ -1,0 +1,89 @@
+"""The options of the command line: each is declared once, so that it reads the same in every verb."""
+
+import re
+from typing import Annotated, TypeAlias
+
+import typer
+
+from ropecli.errors import BadUsage
+
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM]?)")
+_UNIT = {"": 1, "k": 1024, "m": 1024 * 1024}
+
+
+def length(text: str, option: str) -> int:
+    """`32768`, `32k` (k = 1024) or `1m` in tokens. Raises BadUsage."""
+    match = _LENGTH.fullmatch(text.strip())
+    tokens = float(match[1]) * _UNIT[match[2].lower()] if match else 0.0
+    if not 1 <= tokens <= 2**40 or tokens != int(tokens):
+        raise BadUsage(f"expected a length in tokens, found {text!r}", where=option, hint="for example 32768 or 32k")
+    return int(tokens)
+
+
+def lengths(text: str, option: str) -> tuple[int, ...]:
+    """Comma-separated lengths. Raises BadUsage."""
+    return tuple(length(part, option) for part in text.split(",") if part.strip())
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Comma-separated names."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+MODEL_HELP = "A checkpoint folder, a config.json, a .gguf file, a params.json, or a Hub id."
+RESULT, MODEL, TALK = "Result", "Model", "Talk"
+
+Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Models: TypeAlias = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.", rich_help_panel=TALK)]
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=TALK)]
+Verbose: TypeAlias = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show what the libraries say, too.", rich_help_panel=TALK)
+]
+Debug: TypeAlias = Annotated[
+    bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=TALK)
+]
+Data: TypeAlias = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Text: .txt, .md, .jsonl, .parquet, a folder of those, or - for standard input. Repeatable. "
+        "A document is a file, or a row.",
+    ),
+]
+TextField: TypeAlias = Annotated[str, typer.Option(help="The key that holds the text of a JSONL or parquet row.")]
+Factor: TypeAlias = Annotated[
+    float | None, typer.Option(metavar="S", help="Extension factor: target length divided by original length.")
+]
+TargetLength: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="N", help="Target length in tokens, instead of --factor; 32k is 32768.")
+]
+OriginalLength: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="The length that the model was trained for, where the config does not say it."),
+]
+Force: TypeAlias = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
+Documents: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Use at most this many documents.")]
+Windows: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, help="Windows a document, at most. Default: as many as make about 24 windows in all."),
+]
+Device: TypeAlias = Annotated[
+    str, typer.Option(help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL)
+]
+Dtype: TypeAlias = Annotated[
+    str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16, float16.", rich_help_panel=MODEL)
+]
+DeviceMap: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Spread the model over devices (accelerate): auto, balanced, …", rich_help_panel=MODEL),
+]
+AttnImplementation: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Attention of transformers: sdpa, eager, flash_attention_2, …", rich_help_panel=MODEL),
+]
+TrustRemoteCode: TypeAlias = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the code that the checkpoint brings.", rich_help_panel=MODEL),
+]

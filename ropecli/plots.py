@@ -1,0 +1,243 @@
+"""Figures: wavelengths by pair, divisors by pair, loss by position. The only file that knows matplotlib.
+
+matplotlib is an optional dependency and slow to import, so it is imported inside the functions, and its global state
+(pyplot, the user's styles) is left alone. Every line differs by marker and stroke as well as by colour.
+"""
+
+import errno
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
+from itertools import cycle, groupby
+from pathlib import Path
+from typing import Any
+
+from ropecli.errors import BadUsage, NoResource
+from ropecli.frequencies import base_frequencies, frequencies
+from ropecli.spec import Dynamic, LayerRope, Plain, RopeSpec
+
+WIDTH, HEIGHT, DPI = 8.0, 4.5, 100
+"""Inches of one panel, and dots an inch: a PNG is 800 pixels wide."""
+
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")
+STROKES = ("solid", "dashed", "dashdot", "dotted")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+REGIONS = {"kept": ("#ffffff", ""), "ramp": ("#f0f0f0", "//"), "interpolated": ("#d4d4d4", "")}
+"""What happens to a pair → the fill and the hatching of its part of the figure."""
+
+
+@contextmanager
+def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
+    """Axes below each other, written to `path` when the block ends without an error."""
+    suffix = path.suffix.lower()
+    if suffix not in {".png", ".svg"}:
+        raise BadUsage(
+            f"a figure is a .png or .svg file, found {suffix or 'no suffix'}", where=str(path), hint="name it FILE.svg"
+        )
+    try:
+        from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
+    except ImportError as error:
+        raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"') from error
+    settings = {"svg.hashsalt": "ropecli", "svg.fonttype": "none", "font.size": 11, "hatch.color": "#c8c8c8"}
+    with style.context(["default", settings], after_reset=True):
+        figure = Figure(figsize=(WIDTH, HEIGHT * panels), dpi=DPI, layout="constrained")
+        axes = figure.subplots(panels, 1, squeeze=False)
+        yield [row[0] for row in axes]
+        buffer = BytesIO()
+        metadata = {"Date": None, "Creator": "ropecli"} if suffix == ".svg" else {"Software": "ropecli"}
+        figure.savefig(buffer, format=suffix[1:], metadata=metadata)
+    _write(buffer.getvalue(), path)
+
+
+def _write(data: bytes, path: Path) -> None:
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staged.write_bytes(data)
+        staged.replace(path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        kind = NoResource if error.errno == errno.ENOSPC else BadUsage
+        raise kind(f"the figure cannot be written: {error.strerror}", where=str(path)) from error
+
+
+def _styles() -> Iterator[dict[str, Any]]:
+    """One look after the other: the strokes repeat after four lines, the markers after eight."""
+    for colour, marker, stroke in zip(cycle(COLOURS), cycle(MARKERS), cycle(STROKES), strict=False):
+        yield {"color": colour, "marker": marker, "linestyle": stroke, "linewidth": 1.5, "markersize": 5}
+
+
+def _spread_markers(pairs: int) -> int:
+    """How many pairs from one marker to the next, so that at most about 32 are drawn."""
+    return max(1, math.ceil(pairs / 32))
+
+
+def _described(spec: RopeSpec) -> str:
+    """One line of words and numbers: the kind of scaling and its factor."""
+    if isinstance(spec.scaling, Plain):
+        return "plain"
+    at_length = f" at {spec.max_length:,} tokens" if spec.length_dependent else ""
+    return f"{spec.rope_type}, factor {spec.scaling.factor:g}{at_length}"
+
+
+def _wavelengths(inv_freq: Sequence[float]) -> list[float]:
+    """Tokens for a full turn, λ = 2π / inv_freq; NaN (nothing drawn) for a pair that stands still."""
+    return [2 * math.pi / w if w > 0 else math.nan for w in inv_freq]
+
+
+def _divisors(spec: RopeSpec) -> list[float]:
+    """How many times longer each wavelength becomes, at the length that the spec is meant to serve."""
+    base = base_frequencies(spec.rope_theta, spec.rotary_dim)
+    scaled = frequencies(spec, spec.max_length).inv_freq
+    return [w / changed if changed > 0 else math.nan for w, changed in zip(base, scaled, strict=True)]
+
+
+def _regions(divisors: Sequence[float], full: float) -> list[str]:
+    """For each pair: kept (frequency unchanged), interpolated (divided by the whole factor), or ramp (in between)."""
+
+    def region(divisor: float) -> str:
+        if divisor <= 1 + 1e-6:
+            return "kept"
+        return "interpolated" if divisor >= full * (1 - 1e-6) else "ramp"
+
+    return [region(divisor) for divisor in divisors]
+
+
+def _shade(axes: Any, spec: RopeSpec) -> None:
+    """A band behind the curves for each run of pairs that fare alike, and one legend entry a region."""
+    divisors = _divisors(spec)
+    full = divisors[-1] if isinstance(spec.scaling, Dynamic) else spec.scaling.factor
+    more = " or more" if max(divisors) > full * (1 + 1e-6) else ""
+    words = {"interpolated": f"interpolated (divided by {full:.4g}{more})"}
+    runs = [(name, [d for d, _ in run]) for name, run in groupby(enumerate(_regions(divisors, full)), lambda x: x[1])]
+    for name, (colour, hatch) in REGIONS.items():
+        spans = [pairs for region, pairs in runs if region == name]
+        for pairs in spans:
+            axes.axvspan(pairs[0] - 0.5, pairs[-1] + 0.5, facecolor=colour, hatch=hatch, linewidth=0, zorder=0)
+        if spans:
+            label = f"{words.get(name, name)}: {_pairs_in_words(spans)}"
+            axes.fill([], [], facecolor=colour, hatch=hatch, edgecolor="#c8c8c8", label=label)
+
+
+def _pairs_in_words(spans: Sequence[Sequence[int]]) -> str:
+    if len(spans) > 1:
+        return f"{sum(map(len, spans))} pairs"
+    first, last = spans[0][0], spans[0][-1]
+    return f"pair {first}" if first == last else f"pairs {first}–{last}"
+
+
+def _mark_length(axes: Any, tokens: int, name: str, side: str) -> None:
+    axes.axhline(tokens, color="#000000", linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    axes.text(1.01, tokens, f"{name} = {tokens:,}", transform=axes.get_yaxis_transform(), va=side, fontsize=10)
+
+
+def _wavelength_panel(axes: Any, rope: LayerRope, preview: RopeSpec | None) -> None:
+    spec = rope.spec
+    shown = {"before": replace(spec, scaling=Plain())}
+    if not isinstance(spec.scaling, Plain):
+        shown[f"after: {_described(spec)}"] = spec
+    if preview is not None:
+        shown[f"preview: {_described(preview)}"] = preview
+    last = list(shown.values())[-1]
+    if len(shown) > 1:
+        _shade(axes, last)
+    else:
+        shown = {"plain, no scaling": spec}
+    every = _spread_markers(spec.pairs)
+    for (label, each), look in zip(shown.items(), _styles(), strict=False):
+        wavelengths = _wavelengths(frequencies(each, each.max_length).inv_freq)
+        fill = "#ffffff" if label == "before" else look["color"]
+        axes.plot(range(each.pairs), wavelengths, label=label, markevery=every, markerfacecolor=fill, **look)
+    _mark_length(axes, last.original_length, "L", "top" if last.max_length > last.original_length else "center")
+    if last.max_length > last.original_length:
+        _mark_length(axes, last.max_length, "L'", "bottom")
+    axes.set_title(
+        f"{rope.name}: {_described(last)}, θ = {_plain_number(spec.rope_theta)}, {spec.pairs} pairs", fontsize=12
+    )
+    axes.set_ylabel("wavelength: tokens for a full turn")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_plain_number)
+    axes.set_xlabel("rotary pair, fast to slow")
+    axes.set_xlim(-0.5, spec.pairs - 0.5)
+    axes.legend(loc="upper left", fontsize=10, framealpha=1.0)
+
+
+def _plain_number(value: float, _position: object = None) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
+def plot_wavelengths(ropes: Sequence[LayerRope], path: Path, preview: RopeSpec | None = None) -> None:
+    """Wavelength of every rotary pair before and after scaling, one panel a kind of layer, to a PNG or SVG file.
+
+    ropes    at least one; its spec is drawn for a sequence of its `max_length` where it depends on the length
+    path     .png or .svg; replaced if it is there, and written whole or not at all
+    preview  a scaling that is not in the checkpoint, drawn into the panels with the same base and rotary_dim
+
+    A wavelength is the number of tokens for a full turn, 2π / inv_freq; pairs that stand still are left out. L and L'
+    are marked, and shaded are the pairs that the last scaling keeps, changes in part, or divides by the whole factor.
+    Raises BadUsage for another suffix, no rope, or a place that cannot be written; NoResource without matplotlib.
+    """
+    if not ropes:
+        raise BadUsage("there is no rotary embedding to draw", where=str(path))
+    with _drawing(path, len(ropes)) as panels:
+        for axes, rope in zip(panels, ropes, strict=True):
+            fits = preview is not None and (preview.rope_theta, preview.rotary_dim) == (
+                rope.spec.rope_theta,
+                rope.spec.rotary_dim,
+            )
+            _wavelength_panel(axes, rope, preview if fits else None)
+
+
+def plot_divisors(specs: Mapping[str, RopeSpec], path: Path) -> None:
+    """What each pair's frequency is divided by, one line a label of `specs`, to a PNG or SVG file.
+
+    1 means that the pair is kept, the factor that it is fully interpolated. Drawn at each spec's `max_length`.
+    Raises BadUsage for another suffix, no spec, or a place that cannot be written; NoResource without matplotlib.
+    """
+    if not specs:
+        raise BadUsage("there is no rotary embedding to draw", where=str(path))
+    with _drawing(path) as (axes,):
+        for (label, spec), look in zip(specs.items(), _styles(), strict=False):
+            axes.plot(range(spec.pairs), _divisors(spec), label=label, markevery=_spread_markers(spec.pairs), **look)
+        axes.set_xlabel("rotary pair, fast to slow")
+        axes.set_ylabel("frequency divided by")
+        axes.grid(axis="y", color="#dddddd")
+        axes.legend(loc="best", fontsize=10)
+
+
+def plot_loss_by_position(
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]], path: Path, trained_length: int
+) -> None:
+    """Loss against the position in the window, one line a label, to a PNG or SVG file.
+
+    curves          label → (position in tokens, nats per token, low and high end of its interval), by position
+    path            .png or .svg; replaced if it is there, and written whole or not at all
+    trained_length  L in tokens, marked
+
+    Raises BadUsage for another suffix, no curve, or a place that cannot be written; NoResource without matplotlib.
+    """
+    if not any(curves.values()):
+        raise BadUsage("there is no loss to draw", where=str(path))
+    with _drawing(path) as (axes,):
+        for (label, points), look in zip(curves.items(), _styles(), strict=False):
+            positions, losses, lows, highs = zip(*points, strict=True) if points else ((), (), (), ())
+            axes.fill_between(positions, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
+            axes.plot(positions, losses, label=label, markevery=_spread_markers(len(points)), **look)
+        axes.axvline(trained_length, color="#000000", linewidth=1, linestyle=(0, (1, 2)))
+        axes.text(
+            trained_length,
+            1.01,
+            f"L = {trained_length:,}",
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+        )
+        axes.xaxis.set_major_formatter(_plain_number)
+        axes.set_xlabel("position in the window, tokens")
+        axes.set_ylabel("loss, nats per token")
+        axes.grid(axis="y", color="#dddddd")
+        axes.legend(loc="best", fontsize=10)

@@ -1,0 +1,377 @@
+"""Values → tables, JSON and error lines: the only file that knows rich, and the only one that prints.
+
+Standard output carries the result and nothing else; everything else goes to standard error.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ropecli.errors import RopeError
+from ropecli.frequencies import base_frequencies, frequencies
+from ropecli.inspection import Inspection
+from ropecli.spec import LayerRope
+
+if TYPE_CHECKING:
+    from calibrate.calibration import Calibration
+    from calibrate.evaluation import Row
+    from calibrate.statistics import Difference
+    from calibrate.trials import Trial
+    from ropecli.conversion import Conversion
+    from ropecli.writer import Receipt
+
+PIPE_CLOSED = 141
+_NUMBERS = re.compile(r"\[\s*(?:-?[\d.eE+-]+,\s*)*-?[\d.eE+-]+\s*\]")
+
+
+class ReaderGone(Exception):
+    """Whoever read our standard output has closed it."""
+
+
+def _console(stream: TextIO) -> Console:
+    # off a terminal nothing may be cut to a width
+    return Console(
+        file=stream, width=None if stream.isatty() else 10_000, highlight=False, emoji=False, soft_wrap=False
+    )
+
+
+def printable(text: str) -> str:
+    """Text from a file with its control characters made visible."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def emit(text: str) -> None:
+    """Write a result to standard output. Raises ReaderGone."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # the interpreter flushes once more at exit, into something that is still open
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ReaderGone from error
+    except UnicodeEncodeError:
+        sys.stdout.buffer.write(text.encode("ascii", "replace"))
+        sys.stdout.flush()
+
+
+def json_text(data: Any) -> str:
+    """A file for people and programs: one member a line, short lists of numbers on one line."""
+    text = json.dumps(data, indent=1, ensure_ascii=True, allow_nan=False)
+    return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n"
+
+
+def emit_json(data: Any) -> None:
+    """One JSON document on one line."""
+    emit(json.dumps(data, ensure_ascii=True) + "\n")
+
+
+def emit_table(table: Table) -> None:
+    """A table on standard output: framed and as wide as the terminal there, plain and uncut elsewhere."""
+    stream = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, emoji=False)
+    with stream.capture() as captured:
+        stream.print(table)
+    emit("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """A note for people, on standard error."""
+    if not quiet:
+        _console(sys.stderr).print(Text(printable(text)))
+
+
+def show_error(error: RopeError, *, as_json: bool) -> None:
+    """One line and a hint on standard error; with --json the same as a document on standard output."""
+    if as_json:
+        emit_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        return
+    console = _console(sys.stderr)
+    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    if error.hint:
+        console.print(Text.assemble(("hint: ", "bold"), printable(error.hint)))
+
+
+@contextmanager
+def data_only() -> Iterator[None]:
+    """Send whatever libraries print to standard error, so that standard output stays clean."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _plain_table(*headings: str, title: str | None = None) -> Table:
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", show_header=bool(headings))
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _tokens(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.3g}"
+
+
+def _span(first: int, last: int) -> str:
+    return f"pair {first}" if first == last else f"pairs {first} to {last}"
+
+
+def _regions(rope: LayerRope) -> Iterator[tuple[str, str]]:
+    """Neighbouring pairs that the scaling treats alike, with their wavelengths in tokens."""
+    spec = rope.spec
+    base = base_frequencies(spec.rope_theta, spec.rotary_dim)
+    now = frequencies(spec, spec.max_length).inv_freq
+    ratios = [b / w if w else math.inf for b, w in zip(base, now, strict=True)]
+
+    def kind(ratio: float) -> str:
+        if ratio == math.inf:
+            return "do not turn"
+        if abs(ratio - 1) < 1e-6:
+            return "kept"
+        if abs(ratio - spec.scaling.factor) < 1e-4 * spec.scaling.factor:
+            return f"slowed {spec.scaling.factor:g}×"
+        return "slowed in part"
+
+    start = 0
+    for end in range(1, len(ratios) + 1):
+        if end == len(ratios) or kind(ratios[end]) != kind(ratios[start]):
+            label = kind(ratios[start])
+            first, last = 2 * math.pi / base[start], 2 * math.pi / base[end - 1]
+            text = f"{_span(start, end - 1)}: one turn takes {_tokens(first)} to {_tokens(last)} tokens"
+            if label == "slowed in part":
+                text += f" before, {ratios[start]:.3g} to {ratios[end - 1]:.3g} times that now"
+            yield label, text
+            start = end
+
+
+def _rope_rows(rope: LayerRope) -> Iterator[tuple[str, str]]:
+    spec, scaling = rope.spec, rope.spec.scaling
+    yield "layers", f"{rope.layers}" + ("" if rope.name == "default" else f" ({rope.name})")
+    yield "scaling", scaling.rope_type if scaling.rope_type != "default" else "none"
+    yield "base (rope_theta)", f"{spec.rope_theta:g}"
+    part = "" if spec.rotary_dim == spec.head_dim else f" of {spec.head_dim}"
+    yield "rotary dims", f"{spec.rotary_dim}{part}, {spec.pairs} pairs, {spec.layout} layout"
+    yield "trained length L", f"{spec.original_length:,} tokens"
+    if spec.max_length != spec.original_length:
+        yield "served length L'", f"{spec.max_length:,} tokens (factor {scaling.factor:g})"
+    parameters = {
+        "beta_fast": "β (beta_fast)",
+        "beta_slow": "α (beta_slow)",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+    }
+    for name, label in parameters.items():
+        if hasattr(scaling, name):
+            yield label, f"{getattr(scaling, name):.6g} turns inside L"
+    m = scaling.attention_factor
+    if m != 1:
+        yield "attention factor m", f"{m:.6g} on cos and sin (logits × {m * m:.4g})"
+    if spec.length_dependent:
+        yield "note", "the frequencies depend on the length of the sequence"
+    yield from _regions(rope)
+
+
+def show_inspection(inspection: Inspection) -> None:
+    """One screen about a checkpoint's rotary embedding."""
+    checkpoint = inspection.checkpoint
+    table = _plain_table()
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("checkpoint", escape(printable(checkpoint.source)))
+    table.add_row(
+        "format", escape(printable(f"{checkpoint.format}, {checkpoint.model_type or 'model type not named'}"))
+    )
+    if not inspection.ropes:
+        table.add_row("rope", "none: the model has no rotary embedding")
+    for rope in inspection.ropes:
+        if len(inspection.ropes) > 1:
+            table.add_row("", "")
+        for label, text in _rope_rows(rope):
+            table.add_row(escape(label), escape(printable(text)))
+    for note in checkpoint.notes:
+        table.add_row("note", escape(printable(note)))
+    emit_table(table)
+
+
+def show_plan(conversion: "Conversion", new_bytes: int, files: int) -> None:
+    """What a conversion would do, on standard output."""
+    emit(conversion.diff)
+    emit(f"{files} files go along, {new_bytes:,} bytes would be written; nothing was touched\n")
+
+
+def show_receipt(conversion: "Conversion", receipt: "Receipt", *, quiet: bool) -> None:
+    """What was done, on standard error."""
+    say(f"wrote {receipt.path}: {len(receipt.files)} files, {receipt.new_bytes:,} new bytes on the disk", quiet=quiet)
+    counts: dict[str, int] = {}
+    for how in receipt.files.values():
+        counts[how] = counts.get(how, 0) + 1
+    say("files: " + ", ".join(f"{count} {how}" for how, count in sorted(counts.items())), quiet=quiet)
+    for edit in conversion.edits:
+        say(f"  {edit.key}: {_short(edit.old)} -> {_short(edit.new)}", quiet=quiet)
+    for note in conversion.notes:
+        say(f"note: {note}", quiet=quiet)
+    say("read back: the written config gives the frequencies and the attention factor that were asked for", quiet=quiet)
+
+
+def _short(value: object) -> str:
+    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else text[:97] + "…"
+
+
+def conversion_to_json(conversion: "Conversion", receipt: "Receipt | None") -> dict[str, Any]:
+    """The document of `ropecli convert --json`."""
+    return {
+        "schema_version": 1,
+        "source": conversion.checkpoint.source,
+        "output": None if receipt is None else str(receipt.path),
+        "edits": [{"key": edit.key, "old": edit.old, "new": edit.new} for edit in conversion.edits],
+        "files": {} if receipt is None else dict(receipt.files),
+        "bytes_written": 0 if receipt is None else receipt.new_bytes,
+        "diff": conversion.diff,
+        "notes": list(conversion.notes),
+        "verified": receipt is not None,
+    }
+
+
+class TrialLog:
+    """Progress of a calibration on standard error: a live bar on a terminal, a line a trial elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live: Any = None
+        self._task: Any = None
+        self._count = 0
+        if not quiet and sys.stderr.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - slow
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            self._live = Progress(*columns, console=_console(sys.stderr), transient=True)
+
+    def __enter__(self) -> "TrialLog":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._live is not None:
+            self._live.console.print(Text(printable(text)))
+        else:
+            say(text, quiet=self._quiet)
+
+    def expect(self, work: float) -> None:
+        """How much work the search will probably be, in the unit that `trial` counts."""
+        if self._live is not None:
+            self._task = self._live.add_task("searching", total=work)
+
+    def trial(self, trial: "Trial", best: "Trial", done: float) -> None:
+        """A new trial; `done` is the work so far."""
+        self._count += 1
+        line = (
+            f"trial {self._count}: corners {trial.point.low:g}, {trial.point.high:g}, "
+            f"m {trial.point.attention_factor:.4f}: {trial.nll:.4f} nats on {trial.documents} documents; "
+            f"best {best.nll:.4f}"
+        )
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=done, description=f"trial {self._count}, best {best.nll:.4f} nats")
+        else:
+            say(line, quiet=self._quiet)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:+.4f} to {high:+.4f}" if math.isfinite(low) else "unknown"
+
+
+def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
+    """The verdict and the held-out table, on standard error (standard output holds the calibration file)."""
+    if quiet:
+        return
+    console = _console(sys.stderr)
+    first = calibration.validation[0]
+    headings = [
+        "held-out perplexity",
+        *(row.positions + (" L" if row.positions != "all" else "") for row in calibration.validation),
+    ]
+    table = _plain_table(*headings)
+    labels = {"none": "no scaling", "linear": "PI (linear)", "ntk": "NTK-aware", "ntk-by-parts": "NTK-by-parts"}
+    for name, label in labels.items():
+        table.add_row(label, *(f"{math.exp(min(row.baselines[name], 700)):.3f}" for row in calibration.validation))
+    table.add_row("default YaRN", *(f"{row.default_ppl:.3f}" for row in calibration.validation))
+    table.add_row("search result", *(f"{row.ppl:.3f}" for row in calibration.validation))
+    table.add_row("change, nats a token", *(_signed(row.delta) for row in calibration.validation))
+    table.add_row("95 % interval", *(_interval(*row.ci95) for row in calibration.validation))
+    console.print(table)
+    cost = calibration.cost
+    console.print(
+        Text(
+            f"{first.documents} held-out documents at {first.length} tokens; the search cost "
+            f"{cost['forward_equivalents']:.1f} forward equivalents, {cost['evaluations']} evaluations, {cost['seconds']:.0f} s"
+        )
+    )
+    for note in calibration.notes:
+        console.print(Text(f"note: {note}"))
+    console.print(Text(f"decision: {calibration.decision} ({calibration.reason})"))
+
+
+def row_to_json(row: "Row") -> dict[str, Any]:
+    """One line of `ropecli evaluate --json`."""
+
+    def difference(value: Any) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        finite = math.isfinite(value.low)
+        return {"delta": value.delta, "ci95": [value.low, value.high] if finite else None, "documents": value.documents}
+
+    return {
+        "schema_version": 1,
+        "model": row.model,
+        "method": row.method,
+        "length": row.length,
+        "documents": row.documents,
+        "tokens": row.tokens,
+        "nll": row.nll,
+        "ppl": row.ppl,
+        "standard_error": row.standard_error,
+        "within_nll": row.within,
+        "beyond_nll": row.beyond,
+        "difference": difference(row.difference),
+        "beyond_difference": difference(row.beyond_difference),
+    }
+
+
+def _reach(difference: "Difference") -> str:
+    half = (difference.high - difference.low) / 2
+    return f"±{half:.4f}" if math.isfinite(half) else "(one document)"
+
+
+def show_rows(rows: Sequence["Row"]) -> None:
+    """The table of `ropecli evaluate`: standard errors over documents, 95 % reach of the paired difference."""
+    several = len({row.model for row in rows}) > 1
+    headings = ["method", "length", "nats a token", "ppl", "within L", "beyond L", "vs first row"]
+    table = _plain_table(*(["model"] if several else []), *headings)
+    for row in rows:
+        cells = [
+            row.method,
+            f"{row.length:,}",
+            f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
+            f"{row.ppl:.3f}",
+            "" if row.within is None else f"{math.exp(min(row.within, 700)):.3f}",
+            "" if row.beyond is None else f"{math.exp(min(row.beyond, 700)):.3f}",
+            "" if row.difference is None else f"{row.difference.delta:+.4f} {_reach(row.difference)}",
+        ]
+        table.add_row(*(escape(printable(cell)) for cell in ([row.model] if several else []) + cells))
+    emit_table(table)

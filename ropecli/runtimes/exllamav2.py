@@ -1,0 +1,80 @@
+"""ExLlamaV2: reads the file itself; its YaRN ramp is computed for the extended length.
+
+Source: turboderp-org/exllamav2 da07facd (2025-12-09), `config.py`, `rope.py`, `device.py`.
+"""
+
+import math
+
+from ropecli.runtimes.formulas import divided, index_ramp, linear, longrope_magnitude, plain, rotation_ramp, unscaled
+from ropecli.runtimes.keys import block, ignored, length, local_layer, max_positions, number, numbers
+from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.transformers4 import rope_parameters_unread
+from ropecli.spec import RopeSpec
+
+_ORIGINAL = "original_max_position_embeddings"
+_LENGTHS = ("max_sequence_length", "model_max_length", "max_position_embeddings", "max_seq_len", "n_positions")
+
+
+def rule(request: Request) -> Reading:
+    """`get_rope_params` with no -l, -rs, -ra or -ry."""
+    scaling, longest = block(request.config, "rope_scaling"), max_positions(request, _LENGTHS, 2048)
+    notes = rope_parameters_unread(request)
+    if local_layer(request):
+        return Reading(plain(request.rope.spec), 1.0, longest, notes)
+    base = unscaled(request, _theta(request.config))
+    if scaling.get("type") and scaling.get("rope_type"):
+        raise Refused("rope_scaling has both type and rope_type")
+    inv_freq, attention_factor, more = _compute(request.config, scaling, base, longest)
+    return Reading(inv_freq, attention_factor, longest, notes + more)
+
+
+def _theta(config: Keys) -> float:
+    for place in (config, block(config, "attn_config")):
+        if place.get("rope_theta") is not None:
+            return number(place, "rope_theta")
+    return 10_000.0
+
+
+def _compute(
+    config: Keys, scaling: Keys, base: RopeSpec, longest: int
+) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    match scaling.get("type") or scaling.get("rope_type"):
+        case "linear":
+            return linear(base, number(scaling, "factor")), 1.0, ()
+        case "llama3":
+            low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
+            original = length(scaling, _ORIGINAL)
+            return rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
+        case "su" | "longrope":
+            return _longrope(config, scaling, base, longest)
+        case "yarn":
+            return _yarn(scaling, base, longest)
+        case None | "default" | "mrope":
+            return plain(base), 1.0, ()
+        case other:
+            return plain(base), 1.0, (f"{other} ignored",)
+
+
+def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    factor, original = number(scaling, "factor"), length(scaling, _ORIGINAL)
+    notes = ignored(scaling, "factor", _ORIGINAL)
+    if longest <= original:
+        return plain(base), 1.0, (*notes, f"yarn is off: {longest} tokens are not more than the original {original}")
+    inv_freq = index_ramp(base, factor, longest, truncate=True)
+    return inv_freq, 0.1 * math.log(factor) + 1, (*notes, "the ramp is computed for the extended length, or for -l")
+
+
+def _longrope(
+    config: Keys, scaling: Keys, base: RopeSpec, longest: int
+) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    if _ORIGINAL not in config:
+        raise Refused(f"longrope needs a top-level {_ORIGINAL}")
+    original = length(config, _ORIGINAL)
+    short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
+    notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor")
+    if short != long:
+        notes += (f"long_factor at every length where -l is above {original}, else short_factor",)
+    return divided(base, long if longest > original else short), longrope_magnitude(longest / original, original), notes
+
+
+RUNTIME = Runtime("exllamav2", "da07facd (2025-12-09)", rule)

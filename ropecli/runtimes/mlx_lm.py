@@ -1,0 +1,199 @@
+"""MLX-LM: one rope module, but each model decides which keys reach it, and many let none through.
+
+Source: mlx-lm 0.32.2 `models/rope_utils.py` and the `ModelArgs` of its models.
+"""
+
+from collections.abc import Mapping
+
+from ropecli.runtimes.formulas import (
+    divided,
+    each_magnitude,
+    index_ramp,
+    linear,
+    longrope_magnitude,
+    plain,
+    proportional,
+    rotation_ramp,
+    unscaled,
+)
+from ropecli.runtimes.keys import (
+    LOCAL_THETAS,
+    block,
+    ignored,
+    length,
+    local_layer,
+    max_positions,
+    nested,
+    number,
+    numbers,
+)
+from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.spec import RopeSpec
+
+_ORIGINAL = "original_max_position_embeddings"
+_YARN = ("factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+
+UNSCALED = {
+    *("Klear", "baichuan_m1", "cohere", "cohere2", "dbrx", "deepseek", "gemma", "gemma2", "gemma3n", "glm", "glm4"),
+    *("glm4_moe", "gpt_neox", "helium", "lfm2", "lfm2_moe", "lille-130m", "mimo_v2_flash", "minimax", "minimax_m2"),
+    *("mixtral", "muse_glimmer", "muse_spark", "nemotron", "olmo", "openelm", "phi", "phi3small", "phixtral", "plamo"),
+    *("plamo2", "plamo3", "qwen", "qwen2_moe", "qwen3_moe", "recurrent_gemma", "spark2_5", "stablelm", "starcoder2"),
+}
+"""Model types that rotate with a plain embedding, whatever the scaling."""
+
+REQUIRED_THETA = {
+    *("Klear", "apertus", "baichuan_m1", "bailing_hybrid", "bailing_moe", "bailing_moe_linear", "dots1", "ernie4_5"),
+    *("ernie4_5_moe", "exaone", "exaone4", "gemma3n", "glm4", "glm4_moe", "granite", "granitemoe", "helium", "hunyuan"),
+    *("kimi_linear", "lille-130m", "llama4", "longcat_flash", "longcat_flash_ngram", "mimo_v2_flash", "minimax"),
+    *("olmo3", "qwen3_moe", "qwen3_next", "recurrent_gemma", "solar_open", "stablelm", "telechat3"),
+}
+"""Model types that do not load without a top-level `rope_theta`."""
+
+DEFAULT_THETA: Mapping[str, float] = {
+    "afm7": 5e4,
+    "bailing_moe_v3": 6e6,
+    "cohere": 8e6,
+    "cohere2": 5e4,
+    "exaone_moe": 1e6,
+    "falcon_h1": 1e11,
+    "gear": 1e6,
+    "gemma3_text": 1e6,
+    "glm4_moe_lite": 1e6,
+    "gpt_oss": 150000.0,
+    "iquestloopcoder": 5e5,
+    "lfm2": 1e6,
+    "lfm2_moe": 1e6,
+    "minicpm": 1e6,
+    "minicpm3": 1e6,
+    "minimax_m3_vl": 5e6,
+    "mixtral": 1e6,
+    "muse_glimmer": 5e5,
+    "nemotron-nas": 5e5,
+    "plamo3": 1e6,
+    "qwen2": 1e6,
+    "qwen2_moe": 1e6,
+    "qwen3_5": 1e5,
+    "starcoder2": 1e5,
+    "talkie": 1e6,
+    "youtu_llm": 1.6e6,
+}
+"""Base of the model types that do not default to 10000."""
+
+_INNER_THETA = {"exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe", "muse_glimmer", "muse_spark", "olmo_hybrid"}
+_WHOLE = {"glm_moe_dsa", "minimax_m3_vl", "ministral3", "mistral4", "qwen3_5"}
+_BY_LAYER = {"gemma4_text", "laguna", "mellum", "spark2_5"}
+_SAME = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5", "qwen3_5_moe": "qwen3_5", "mistral": "llama"}
+
+
+def rule(request: Request) -> Reading:
+    """`initialize_rope` with what the model's arguments keep of the file."""
+    model = _SAME.get(request.model_type, request.model_type)
+    scaling, notes = _scaling(request, model)
+    base = unscaled(request, _theta(request, model, scaling))
+    if local_layer(request) and model not in _BY_LAYER:
+        return Reading(plain(base), 1.0, None, notes)
+    if model in UNSCALED:
+        kind = _type(scaling)
+        dropped = () if kind in {"default", "mrope"} else (f"{kind} ignored: this model type never scales",)
+        return Reading(plain(base), 1.0, None, notes + dropped)
+    if model == "phi3":
+        scaling = _phi3(request, scaling)
+    inv_freq, attention_factor, more = _compute(request, scaling, base)
+    return Reading(inv_freq, attention_factor, None, notes + more)
+
+
+def _scaling(request: Request, model: str) -> tuple[Keys, tuple[str, ...]]:
+    """The object that reaches the rope module, and a note where the other one is there unread."""
+    scaling, parameters = block(request.config, "rope_scaling"), block(request.config, "rope_parameters")
+    if model in _BY_LAYER:
+        return nested(parameters, request.layer_type) or {}, ()
+    if model in _WHOLE or (model == "qwen3" and request.config.get("rope_scaling") is None):
+        return parameters, ()
+    unread = parameters and model not in _INNER_THETA and model != "qwen3"
+    return scaling, ("rope_parameters is not read",) if unread else ()
+
+
+def _theta(request: Request, model: str, scaling: Keys) -> float:
+    parameters = block(request.config, "rope_parameters")
+    if model in _BY_LAYER | _WHOLE and "rope_theta" in scaling:
+        return number(scaling, "rope_theta")
+    if model in _INNER_THETA and "rope_theta" in parameters:
+        return number(parameters, "rope_theta")
+    if request.layer_type == "sliding_attention" and model == "gemma3_text":
+        return number(request.config, LOCAL_THETAS[0], 10_000.0)
+    if request.config.get("rope_theta") is not None:
+        return number(request.config, "rope_theta")
+    if model == "qwen3":
+        return number(parameters, "rope_theta")
+    if model in REQUIRED_THETA:
+        raise Refused("TypeError: this model type needs a top-level rope_theta")
+    return DEFAULT_THETA.get(model, 10_000.0)
+
+
+def _type(scaling: Keys) -> str:
+    """`type` wins over `rope_type`."""
+    return str(scaling.get("type") or scaling.get("rope_type", "default"))
+
+
+def _phi3(request: Request, scaling: Keys) -> Keys:
+    """Phi-3's own filter: longrope, su and linear by `type`, the original length from the top level."""
+    if not scaling:
+        return scaling
+    if "type" not in scaling or "long_factor" not in scaling:
+        raise Refused("ValueError: rope_scaling must contain type and long_factor")
+    kind = scaling["type"]
+    if kind not in {"longrope", "su", "linear"}:
+        return {}
+    original = length(request.config, _ORIGINAL, 4096)
+    return {**scaling, "type": "linear" if kind == "linear" else "longrope", _ORIGINAL: original}
+
+
+def _compute(request: Request, scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    match _type(scaling):
+        case "default":
+            return plain(base), 1.0, ()
+        case "mrope":
+            if len(numbers(scaling, "mrope_section")) != 3:
+                raise Refused("mrope_section needs 3 sections")
+            return plain(base), 1.0, ()
+        case "linear":
+            return linear(base, number(scaling, "factor")), 1.0, ()
+        case "dynamic":
+            number(scaling, "factor")
+            notes = ("the base grows with the sequence; keys in the cache keep the base that they were made with",)
+            return plain(base), 1.0, notes
+        case "llama3":
+            low, high = number(scaling, "low_freq_factor", 1.0), number(scaling, "high_freq_factor", 4.0)
+            original = length(scaling, _ORIGINAL, 8192)
+            return rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
+        case "yarn" | "deepseek_yarn" | "telechat3-yarn":
+            return _yarn(scaling, base)
+        case "longrope":
+            return _longrope(request, scaling, base)
+        case "proportional":
+            share = number(scaling, "partial_rotary_factor", 1.0)
+            return proportional(base, number(scaling, "factor", 1.0), share), 1.0, ()
+        case other:
+            raise Refused(f"unsupported RoPE type {other}")
+
+
+def _yarn(scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    factor = number(scaling, "factor")
+    fast, slow = number(scaling, "beta_fast", 32.0), number(scaling, "beta_slow", 1.0)
+    inv_freq = index_ramp(base, factor, length(scaling, _ORIGINAL, 4096), fast, slow, truncate=True)
+    notes = ignored(scaling, *_YARN)
+    if _ORIGINAL not in scaling:
+        notes += ("assumes an original length of 4096",)
+    return inv_freq, each_magnitude(factor, scaling), notes
+
+
+def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    original, longest = length(scaling, _ORIGINAL), max_positions(request)
+    short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
+    notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor")
+    if short != long:
+        notes += ("long_factor at every length, short_factor never used",)
+    return divided(base, long), longrope_magnitude(longest / original, original), notes
+
+
+RUNTIME = Runtime("mlx-lm", "0.32.2", rule)

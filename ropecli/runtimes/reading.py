@@ -1,0 +1,84 @@
+"""The values of this package: what is asked of a runtime, what it answers, and the runtime itself."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ropecli.errors import RopeError
+from ropecli.spec import LayerRope
+
+Keys: TypeAlias = Mapping[str, Any]
+"""A JSON object of a config."""
+
+
+class Refused(RopeError):
+    """A runtime would stop at this config; `problem` says why. Never leaves this package: it becomes a note."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A config and what it means, for one kind of layer.
+
+    config              the text config as parsed JSON; for a composite model merged over the top level
+    rope                what the config means: widths, layout and latent attention are taken from here
+    architecture        the class name in `architectures`, or ""
+    model_type          the config's `model_type`, or ""
+    layer_type          the label of this kind of layer, None where all layers share one embedding
+    default_rope_theta  the base of the model's own class, for a runtime that finds none in the file
+    """
+
+    config: Keys
+    rope: LayerRope
+    architecture: str = ""
+    model_type: str = ""
+    layer_type: str | None = None
+    default_rope_theta: float = 10_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one runtime computes from a config, at the original length.
+
+    inv_freq          radians a token for each rotary pair; None where the runtime stops, and the notes say why
+    attention_factor  multiplier on cos and sin; None with `inv_freq`
+    context_length    tokens that it serves with no flag from the user; None where it sets no limit, or stops
+    notes             in plain words: keys that it ignores, what it warns of, what changes with the length
+    """
+
+    inv_freq: tuple[float, ...] | None
+    attention_factor: float | None
+    context_length: int | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """An inference runtime.
+
+    name     the name of its row
+    version  the version, or the commit and its date, that its rule was read from
+    rule     the frequencies that it computes; may raise RopeError, ArithmeticError or ValueError where it stops
+    """
+
+    name: str
+    version: str
+    rule: Callable[[Request], Reading]
+
+    def read(self, request: Request) -> Reading:
+        """What this runtime makes of a config; never raises, however odd the config."""
+        try:
+            reading = self.rule(request)
+        except RopeError as error:
+            return _stopped(error.message)
+        except (ArithmeticError, ValueError) as error:
+            return _stopped(f"its formula fails: {error}")
+        if reading.inv_freq is None or reading.attention_factor is None:
+            return reading
+        if not all(map(math.isfinite, (*reading.inv_freq, reading.attention_factor))):
+            return _stopped("its formula gives no finite numbers")
+        return reading
+
+
+def _stopped(reason: str) -> Reading:
+    return Reading(None, None, None, (f"does not load: {reason}",))

@@ -1,0 +1,97 @@
+"""SGLang: loads the config through transformers; missing keys get a default and a warning.
+
+Source: JustinTong0323/sglang 623300a5 (2026-06-25), `srt/layers/rotary_embedding/`, `srt/utils/hf_transformers/common.py`.
+"""
+
+from ropecli.runtimes.formulas import (
+    divided,
+    linear,
+    longrope_magnitude,
+    ntk,
+    plain,
+    proportional,
+    rotation_ramp,
+    unscaled,
+)
+from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional
+from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.standardised import standardised
+from ropecli.runtimes.vllm import Computed, deepseek_yarn, extrapolated, magnified, yarn_ramp
+from ropecli.spec import RopeSpec
+
+_ORIGINAL = "original_max_position_embeddings"
+_LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
+_YARN = ("factor", _ORIGINAL, "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow", "truncate")
+
+
+def rule(request: Request) -> Reading:
+    """`get_rope`, at the original length, with no --context-length."""
+    keys = standardised(request)
+    kind = keys.rope_type
+    if request.rope.mla and kind != "default":
+        kind = "deepseek_yarn"
+    base = unscaled(request, number(keys.parameters, "rope_theta"))
+    inv_freq, attention_factor, notes = _compute(kind, keys.parameters, base, max_positions(request, _LENGTHS))
+    return Reading(inv_freq, attention_factor, _context_length(request, keys.parameters), keys.notes + notes)
+
+
+def _context_length(request: Request, parameters: Keys) -> int:
+    """`get_context_length`: M, times the factor where the parameters name no original length and are not llama3's."""
+    longest = max_positions(request, _LENGTHS)
+    unscaled_length = _ORIGINAL in parameters or parameters["rope_type"] == "llama3" or request.layer_type is not None
+    return longest if unscaled_length else int(number(parameters, "factor", 1.0) * longest)
+
+
+def _compute(kind: str, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
+    match kind:
+        case "default":
+            return plain(base), 1.0, ()
+        case "proportional":
+            share = number(parameters, "partial_rotary_factor", 1.0)
+            return proportional(base, 1.0, share), 1.0, ignored(parameters)
+        case "linear":
+            if not isinstance(parameters.get("factor", 1.0), float):
+                raise Refused(f"TypeError: factor must be a JSON float, such as {number(parameters, 'factor'):.1f}")
+            return linear(base, number(parameters, "factor", 1.0)), 1.0, ()
+        case "dynamic" if "alpha" in parameters:
+            return ntk(base, number(parameters, "alpha")), 1.0, ignored(parameters, "alpha")
+        case "dynamic":
+            factor = number(parameters, "factor", 1.0)
+            notes = (f"one base for all lengths, that of {factor * longest:g} tokens",)
+            return ntk(base, factor * factor - (factor - 1)), 1.0, notes
+        case "yarn":
+            return _yarn(parameters, base, longest)
+        case "deepseek_yarn":
+            return deepseek_yarn({"factor": 1.0, _ORIGINAL: longest, **parameters}, base)
+        case "llama3":
+            low, high = number(parameters, "low_freq_factor", 1.0), number(parameters, "high_freq_factor", 4.0)
+            original = length(parameters, _ORIGINAL, longest)
+            return rotation_ramp(base, number(parameters, "factor", 1.0), original, low, high), 1.0, ()
+        case "longrope":
+            return _longrope(parameters, base, longest)
+        case other:
+            raise Refused(f"unknown RoPE scaling type {other!r}")
+
+
+def _yarn(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
+    filled = {"factor": 1.0, _ORIGINAL: longest, **parameters}
+    served = number(filled, "factor") * number(filled, _ORIGINAL)
+    notes = ignored(parameters, *_YARN)
+    if longest > served:
+        notes += (f"before 2026-09 positions beyond factor · original = {served:g} are rotated wrongly",)
+    return extrapolated(filled, base, yarn_ramp(filled, base)), magnified(filled), notes
+
+
+def _longrope(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
+    original = length(parameters, _ORIGINAL, longest)
+    short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
+    if base.layout == "interleaved":
+        raise Refused("longrope is for the half layout alone")
+    mscale = optional(parameters, "short_mscale")
+    notes = ignored(parameters, _ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
+    if short != long:
+        notes += (f"long_factor for every position of a batch that reaches beyond {original} tokens",)
+    return divided(base, short), longrope_magnitude(longest / original, original) if mscale is None else mscale, notes
+
+
+RUNTIME = Runtime("sglang", "623300a5 (2026-06-25)", rule)

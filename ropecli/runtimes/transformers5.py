@@ -1,0 +1,109 @@
+"""transformers 5: the reference that the others are measured by, with its own two traps.
+
+Source: transformers 5.23.0 `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
+"""
+
+from ropecli.runtimes.formulas import (
+    divided,
+    index_ramp,
+    linear,
+    longrope_magnitude,
+    ntk,
+    pair_magnitude,
+    plain,
+    proportional,
+    rotation_ramp,
+    unscaled,
+)
+from ropecli.runtimes.keys import length, max_positions, number, numbers, optional
+from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.standardised import Standardised, standardised
+from ropecli.spec import RopeSpec
+
+_ORIGINAL = "original_max_position_embeddings"
+
+KNOWN: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "yarn": {
+        *("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "truncate"),
+    },
+    "longrope": {"short_factor", "long_factor", _ORIGINAL, "attention_factor", "factor"},
+    "llama3": {"factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"},
+}
+"""Keys that each type knows, beside type and base; it warns of every other key."""
+
+_NO_COMPLAINT = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
+
+
+def rule(request: Request) -> Reading:
+    """The frequencies of `ROPE_INIT_FUNCTIONS`, at the original length."""
+    keys = standardised(request)
+    base = unscaled(request, number(keys.parameters, "rope_theta"))
+    inv_freq, attention_factor, notes = _compute(keys, base, request)
+    unknown = sorted(set(keys.parameters) - _NO_COMPLAINT - KNOWN.get(keys.rope_type, set(keys.parameters)))
+    warned = tuple(f"{name} ignored, with a warning" for name in unknown)
+    return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + warned + notes)
+
+
+def _compute(keys: Standardised, base: RopeSpec, request: Request) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    parameters = keys.parameters
+    match keys.rope_type:
+        case "default":
+            return plain(base), 1.0, ()
+        case "linear":
+            return linear(base, number(parameters, "factor")), 1.0, ()
+        case "dynamic":
+            ntk(base, number(parameters, "factor"))
+            return plain(base), 1.0, (f"the base grows with the sequence beyond {max_positions(request)} tokens",)
+        case "yarn":
+            return _yarn(keys, base, request)
+        case "longrope":
+            return _longrope(parameters, base, request)
+        case "llama3":
+            original, factor = length(parameters, _ORIGINAL), number(parameters, "factor")
+            low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
+            return rotation_ramp(base, factor, original, low, high), 1.0, ()
+        case "proportional":
+            share = number(parameters, "partial_rotary_factor", 1.0)
+            return proportional(base, number(parameters, "factor", 1.0), share), 1.0, ()
+        case other:
+            raise Refused(f"KeyError: {other!r} when the model is built")
+
+
+def _yarn(keys: Standardised, base: RopeSpec, request: Request) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    parameters = keys.parameters
+    original = length(parameters, _ORIGINAL)
+    if "factor" not in parameters:
+        raise Refused("KeyError: factor is missing")
+    implied = max_positions(request) / original
+    factor = optional(parameters, "factor")
+    notes: tuple[str, ...] = ()
+    if factor is None:
+        factor = implied
+    elif implied not in {factor, 1.0}:
+        notes += (f"warns that the lengths imply a factor of {implied:g}, and uses {factor:g}",)
+    truncate = keys.outer.get("truncate", True)
+    if parameters.get("truncate", truncate) != truncate:
+        notes += ("truncate ignored: it is read from outside the layer type",)
+    given = optional(parameters, "attention_factor")
+    attention_factor = pair_magnitude(factor, parameters) if given is None else given
+    fast, slow = optional(parameters, "beta_fast") or 32.0, optional(parameters, "beta_slow") or 1.0
+    return index_ramp(base, factor, original, fast, slow, truncate=truncate), attention_factor, notes
+
+
+def _longrope(parameters: Keys, base: RopeSpec, request: Request) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    original = length(parameters, _ORIGINAL)
+    short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
+    factor, given = optional(parameters, "factor"), optional(parameters, "attention_factor")
+    if factor is None:
+        factor = max_positions(request) / original
+    attention_factor = longrope_magnitude(factor, original) if given is None else given
+    same = short == long
+    notes = () if same else (f"long_factor for every position of a call that reaches beyond {original} tokens",)
+    return divided(base, short), attention_factor, notes
+
+
+RUNTIME = Runtime("transformers", "5.23.0", rule)

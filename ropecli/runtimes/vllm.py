@@ -1,0 +1,219 @@
+"""vLLM: loads the config through transformers, then has formulas of its own; here with the YaRN of the later tree.
+
+Source: vllm-project/vllm 0cd57848 (undated, after 2026-08) for YaRN; hmellor/vllm 8d9b52f7 (2026-08-07) for the rest:
+`model_executor/layers/rotary_embedding/`, `transformers_utils/config.py`, `config/model.py`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+from ropecli.frequencies import base_frequencies
+from ropecli.runtimes.formulas import (
+    divided,
+    each_magnitude,
+    index_ramp,
+    linear,
+    longrope_magnitude,
+    magnitude,
+    ntk,
+    pair_magnitude,
+    plain,
+    proportional,
+    rotation_ramp,
+    unscaled,
+)
+from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional
+from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.standardised import Standardised, standardised
+from ropecli.spec import RopeSpec, default_attention_factor
+
+_ORIGINAL = "original_max_position_embeddings"
+
+Computed: TypeAlias = tuple[tuple[float, ...], float, tuple[str, ...]]
+"""inv_freq, attention factor, notes."""
+
+Yarn: TypeAlias = Callable[[Keys, RopeSpec], Computed]
+"""How a version of vLLM computes `yarn` from the parameters and the unscaled base."""
+
+
+def rule(request: Request, yarn: Yarn) -> Reading:
+    """`get_rope` after `patch_rope_parameters`, at the original length, with no --max-model-len."""
+    keys = standardised(request)
+    base = unscaled(request, number(keys.parameters, "rope_theta"))
+    context = context_length(request, keys)
+    inv_freq, attention_factor, notes = _compute(request, keys, base, yarn, context)
+    return Reading(inv_freq, attention_factor, context, keys.notes + _nesting(keys) + notes)
+
+
+def later_yarn(parameters: Keys, base: RopeSpec) -> Computed:
+    """`attention_factor` is final, else transformers' rule; `attn_factor` is gone."""
+    factor, given = number(parameters, "factor"), optional(parameters, "attention_factor")
+    attention_factor = pair_magnitude(factor, parameters) if given is None else given
+    read = ("factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
+    return yarn_ramp(parameters, base), attention_factor, ignored(parameters, *read)
+
+
+def yarn_ramp(parameters: Keys, base: RopeSpec, *, truncate: object = None) -> tuple[float, ...]:
+    """The index ramp with the file's betas; `truncate` as in the file unless given."""
+    return index_ramp(
+        base,
+        number(parameters, "factor"),
+        length(parameters, _ORIGINAL),
+        number(parameters, "beta_fast", 32.0),
+        number(parameters, "beta_slow", 1.0),
+        truncate=parameters.get("truncate", True) if truncate is None else truncate,
+    )
+
+
+def context_length(request: Request, keys: Standardised) -> int:
+    """`_get_and_verify_max_len`: L·s for yarn, M for llama3 and longrope, M·s for all else, Gemma-3 exempt."""
+    derived, factor = max_positions(request), 1.0
+    if "gemma3" in request.model_type:
+        return derived
+    types = [_type(entry) for entry in keys.entries]
+    for entry, kind in zip(keys.entries, types, strict=True):
+        if kind in {"longrope", "llama3"}:
+            continue
+        factor = number(entry, "factor", factor) if entry.get("factor") is not None else factor
+        if kind == "yarn":
+            derived = length(entry, _ORIGINAL)
+    if "longrope" in types and _ORIGINAL in request.config:
+        return length(request.config, _ORIGINAL)
+    return int(derived * factor)
+
+
+def _type(entry: Keys) -> str:
+    """The type after `patch_legacy_rope_type`. Raises Refused."""
+    kind, legacy = entry["rope_type"], entry.get("type", entry["rope_type"])
+    if not isinstance(kind, str):
+        raise Refused(f"rope_type is {kind!r}, not a name")
+    if legacy != kind and (legacy, kind) not in {("su", "longrope"), ("mrope", "default")}:
+        raise Refused(f"type is {legacy!r} and rope_type is {kind!r}")
+    if kind == "mrope":
+        raise Refused("mrope needs mrope_section")
+    return "longrope" if kind == "su" else kind
+
+
+def _nesting(keys: Standardised) -> tuple[str, ...]:
+    stray = [name for name, value in keys.outer.items() if not isinstance(value, dict)]
+    if keys.outer is keys.parameters or not stray:
+        return ()
+    return (f"{stray[0]} beside the layer types: without its own model class it takes the object for a flat one",)
+
+
+def _compute(request: Request, keys: Standardised, base: RopeSpec, yarn: Yarn, context: int) -> Computed:
+    parameters, kind = keys.parameters, _type(keys.parameters)
+    if request.rope.mla and kind != "default":
+        kind = "deepseek_yarn"
+    match kind:
+        case "default":
+            return plain(base), 1.0, ()
+        case "proportional":
+            share = number(parameters, "partial_rotary_factor", 1.0)
+            return proportional(base, 1.0, share), 1.0, ignored(parameters)
+        case "linear":
+            return _linear(parameters, base, request)
+        case "ntk":
+            return _ntk(parameters, base), 1.0, ()
+        case "dynamic":
+            return _dynamic(parameters, base, max_positions(request))
+        case "xdrope":
+            return ntk(base, number(parameters, "alpha")), 1.0, ()
+        case "yarn" if "mrope_section" in parameters:
+            inv_freq, attention_factor, notes = yarn(parameters | {_ORIGINAL: 4 * length(parameters, _ORIGINAL)}, base)
+            return inv_freq, attention_factor, (*notes, "with mrope the ramp is computed for 4 times the length")
+        case "yarn":
+            return yarn(parameters, base)
+        case "deepseek_yarn" | "deepseek_llama_scaling":
+            return deepseek_yarn(parameters, base)
+        case "telechat3-yarn":
+            return _telechat3(parameters, base, max_positions(request))
+        case "llama3":
+            low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
+            factor, original = number(parameters, "factor"), length(parameters, _ORIGINAL)
+            return rotation_ramp(base, factor, original, low, high), 1.0, ()
+        case "longrope":
+            return _longrope(parameters, base, max_positions(request), context)
+        case other:
+            raise Refused(f"unknown RoPE scaling type {other!r}")
+
+
+def _linear(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
+    if not isinstance(parameters.get("factor"), float):
+        number(parameters, "factor")
+        raise Refused(f"TypeError: factor must be a JSON float, such as {number(parameters, 'factor'):.1f}")
+    notes = (f"serves factor · {max_positions(request)} tokens: it takes max_position_embeddings for the original",)
+    return linear(base, number(parameters, "factor")), 1.0, notes
+
+
+def _ntk(parameters: Keys, base: RopeSpec) -> tuple[float, ...]:
+    """Fixed NTK, (b·s)^(−2d/D) / s^(2/D), or the mixed one, theta_d / exp(a·(d+1)^mixed_b)."""
+    factor, mixed = number(parameters, "factor"), optional(parameters, "mixed_b")
+    if mixed is None:
+        return linear(replace(base, rope_theta=base.rope_theta * factor), factor ** (2 / base.rotary_dim))
+    rate = math.log(factor) / base.pairs**mixed
+    theta = base_frequencies(base.rope_theta, base.rotary_dim)
+    return tuple(w / math.exp(rate * (d + 1) ** mixed) for d, w in enumerate(theta))
+
+
+def _dynamic(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
+    if "alpha" in parameters:
+        return ntk(base, number(parameters, "alpha")), 1.0, ignored(parameters, "alpha")
+    factor, trained = number(parameters, "factor"), number(parameters, "max_trained_positions", longest)
+    inv_freq = ntk(base, factor * longest / trained - (factor - 1))
+    idle = () if "max_trained_positions" in parameters else ("factor has no effect without max_trained_positions",)
+    return inv_freq, 1.0, (*idle, "one base for all lengths")
+
+
+def deepseek_yarn(parameters: Keys, base: RopeSpec) -> Computed:
+    """YaRN of the models with latent attention: always truncated, mscale keys with a default each, times attn_factor.
+
+    Source: `deepseek_scaling_rope.py`; SGLang's class of the same name is equal.
+    """
+    factor = number(parameters, "factor")
+    attention_factor = each_magnitude(factor, parameters) * number(parameters, "attn_factor", 1.0)
+    keys = ("factor", _ORIGINAL, "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow")
+    notes = ignored(parameters, *keys, "mscale", "mscale_all_dim", "apply_yarn_scaling")
+    inv_freq = extrapolated(parameters, base, yarn_ramp(parameters, base, truncate=True))
+    return inv_freq, attention_factor, notes
+
+
+def extrapolated(parameters: Keys, base: RopeSpec, inv_freq: tuple[float, ...]) -> tuple[float, ...]:
+    """`extrapolation_factor` weighs how much of the ramp is applied: w/s + e·(ramped − w/s)."""
+    share = number(parameters, "extrapolation_factor", 1.0)
+    if share == 1:
+        return inv_freq
+    divided_all = linear(base, number(parameters, "factor"))
+    return tuple(low + share * (w - low) for w, low in zip(inv_freq, divided_all, strict=True))
+
+
+def _telechat3(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
+    if "mscale" in parameters or "mscale_all_dim" in parameters:
+        raise Refused("TypeError: telechat3-yarn takes no mscale")
+    factor = longest / length(parameters, _ORIGINAL) if _ORIGINAL in parameters else number(parameters, "factor")
+    filled = {**parameters, "factor": factor, _ORIGINAL: parameters.get(_ORIGINAL, longest)}
+    attention_factor = default_attention_factor(factor, 0.07) * number(parameters, "attn_factor", 1.0)
+    return extrapolated(filled, base, yarn_ramp(filled, base, truncate=True)), attention_factor, ()
+
+
+def _longrope(parameters: Keys, base: RopeSpec, longest: int, context: int) -> Computed:
+    if base.layout == "interleaved":
+        raise Refused("longrope is for the half layout alone")
+    original = length(parameters, _ORIGINAL)
+    short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
+    beyond, default = context > original, longrope_magnitude(longest / original, original)
+    mscale = optional(parameters, "long_mscale" if beyond else "short_mscale")
+    notes = ignored(parameters, _ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
+    if short != long:
+        notes += (f"long_factor at every length where --max-model-len is above {original}, else short_factor",)
+    return divided(base, long if beyond else short), default if mscale is None else mscale, notes
+
+
+def magnified(parameters: Keys) -> float:
+    """The default temperature times `attn_factor`, as YaRN was before `attention_factor` was read."""
+    return magnitude(number(parameters, "factor")) * number(parameters, "attn_factor", 1.0)
+
+
+RUNTIME = Runtime("vllm", "0cd57848 (after 2026-08)", lambda request: rule(request, later_yarn))
