@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from ropecli.dialects import gpt_oss, hf, meta, mistral
+from ropecli.dialects import gguf, gpt_oss, hf, meta, mistral
 from ropecli.errors import BadCheckpoint, RopeError
+from ropecli.gguf_header import GgufHeader, GgufTensor, is_gguf, parts, read_floats, read_gguf, verify_gguf
 from ropecli.safetensors_header import Problem, TensorInfo, peek_metadata, read_tensor, survey, tensor_headers
 from ropecli.spec import LayerRope
 from ropecli.strict_json import CONFIG_BYTES, non_finite_keys, parse_json, read_json
@@ -40,6 +41,8 @@ Format = Literal["hf", "gguf", "mistral", "meta", "mlx"]
 
 CONFIG_NAMES = ("config.json", "params.json", "adapter_config.json")
 """The files that may hold a folder's config, the most telling first."""
+
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -112,6 +115,8 @@ def verify(checkpoint: Checkpoint) -> tuple[Problem, ...]:
     """
     if checkpoint.path is None:
         return (Problem("standard input", "a config on standard input has no weights to verify"),)
+    if checkpoint.format == "gguf":
+        return verify_gguf(checkpoint.path)
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     _, problems = survey(folder)
     return problems
@@ -121,6 +126,15 @@ def _from_folder(source: str, folder: Path) -> Checkpoint:
     for name in CONFIG_NAMES:
         if (folder / name).exists():
             return _from_config(source, folder, folder / name)
+    models = _gguf_models(folder)
+    if len(models) == 1:
+        return _from_gguf(source, models[0])
+    if models:
+        raise BadCheckpoint(
+            f"expected one .gguf file, found {len(models)}: {', '.join(path.name for path in models[:5])}",
+            where=str(folder),
+            hint=f"name one of them, such as {models[0]}",
+        )
     raise BadCheckpoint(
         f"expected config.json, params.json or one .gguf file, found {_listing(folder)}",
         where=str(folder),
@@ -128,7 +142,15 @@ def _from_folder(source: str, folder: Path) -> Checkpoint:
     )
 
 
+def _gguf_models(folder: Path) -> list[Path]:
+    """The models in a folder: a split one counts once, and image projectors are no models of their own."""
+    files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
+    return [path for path in files if not _LATER_PART.search(path.name)]
+
+
 def _from_file(source: str, path: Path) -> Checkpoint:
+    if path.suffix == ".gguf" or is_gguf(path):
+        return _from_gguf(source, path)
     if path.suffix == ".safetensors":
         return _from_weights(source, path)
     if path.suffix in {".bin", ".pt", ".pth", ".pkl"}:
@@ -138,6 +160,28 @@ def _from_file(source: str, path: Path) -> Checkpoint:
             hint="name the folder or its config.json",
         )
     return _from_config(source, path, path)
+
+
+def _from_gguf(source: str, path: Path) -> Checkpoint:
+    header = read_gguf(path)
+    headers = [header, *(read_gguf(part) for part in parts(header) if part != path and part.exists())]
+    found = {name: (other, other.tensors[name]) for other in headers for name in gguf.TENSORS if name in other.tensors}
+    try:
+        ropes = gguf.read(header.metadata, _divisors(found))
+        model_type = gguf.architecture(header.metadata)
+    except RopeError as error:
+        error.at(str(path))
+        raise
+    notes = []
+    if len(headers) < len(parts(header)):
+        notes.append(f"{len(parts(header)) - len(headers)} parts of this split model are missing")
+    return Checkpoint(source, "gguf", path, path, header.metadata, "", model_type, ropes, tuple(notes))
+
+
+def _divisors(found: Mapping[str, tuple[GgufHeader, GgufTensor]]) -> gguf.Divisors:
+    return gguf.Divisors(
+        **{gguf.TENSORS[name]: read_floats(tensor, header.byte_order) for name, (header, tensor) in found.items()}
+    )
 
 
 def _from_weights(source: str, path: Path) -> Checkpoint:

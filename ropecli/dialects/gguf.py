@@ -1,9 +1,9 @@
 """GGUF metadata and its rotary tensors → the rotary embedding of each kind of layer, as llama.cpp computes it.
 
 Source: ngxson/llama.cpp (upstream master) 3f545be of 2026-08-22, `src/llama-model.cpp` `load_hparams`,
-`src/llama-context.cpp`, `ggml/src/ggml-cpu/ops.cpp` `rope_yarn`. In short, for pair i with divisor f_i and s = `factor`:
-w_i = b^(−2i/D) / f_i, divided by s (`linear`) or by YaRN's index ramp with corners that are always rounded outwards;
-`yarn`'s multiplier on cos and sin is (0.1·ln s + 1) · `attn_factor`, every other type's is `attn_factor`.
+`src/llama-context.cpp`, `ggml/src/ggml-cpu/ops.cpp` `rope_yarn`. For pair i with divisor f_i and
+s = `factor`, w_i = b^(−2i/D) / f_i, divided by s (`linear`) or by YaRN's index ramp, whose corners are always rounded
+outwards; `yarn` multiplies cos and sin by (0.1·ln s + 1) · `attn_factor`, every other type by `attn_factor`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ KINDS = ("none", "linear", "yarn", "longrope")
 
 @dataclass(frozen=True, slots=True)
 class Divisors:
-    """Numbers from the file by which frequencies are divided, one a rotary pair; empty where there is no such tensor."""
+    """Numbers by which frequencies are divided, one a rotary pair; empty where the file has no such tensor."""
 
     freqs: tuple[float, ...] = ()
     long: tuple[float, ...] = ()
@@ -220,7 +220,8 @@ def _scaled(keys: _Keys, plain: RopeSpec, divisors: Divisors, *, scaled: bool) -
         attn_factor = keys.default("attention_factor", 1.0, "default of llama.cpp")
     original, longest = _lengths(keys, factor)
     scaling: Scaling = Plain() if factor == 1 else Linear(factor)
-    if kind == "yarn" and scaled and keys.data.get("rope.scaling.yarn_ext_factor") != 0:
+    turned_off = keys.arch == "grok" and keys.data.get("rope.scaling.yarn_ext_factor") == 0
+    if kind == "yarn" and scaled and not turned_off:
         scaling = _yarn(keys, factor, attn_factor)
         attn_factor = scaling.attention_factor
     elif keys.arch == "hunyuan_vl" and (alpha := keys.number("factor", "rope.scaling.alpha")):
@@ -236,7 +237,7 @@ def _scaled(keys: _Keys, plain: RopeSpec, divisors: Divisors, *, scaled: bool) -
     base = spec(scaling)
     if not short and not long and scaling.attention_factor == attn_factor:
         return base
-    keys.sources["rope_type"] = _carrier(keys, divisors, kind)
+    keys.sources |= {"rope_type": _carrier(keys, divisors, kind), "factor": "max_length / original_length"}
     together = _divided(base)
     ones = (1.0,) * plain.pairs
     return spec(
@@ -305,8 +306,8 @@ def _yarn(keys: _Keys, factor: float, attn_factor: float) -> Yarn:
         bottom = default_attention_factor(factor, 0.1 * mscale_all_dim)
         magnitude = default_attention_factor(factor, 0.1 * mscale) / bottom
         why = f"ratio by {keys.sources.pop('mscale_all_dim')}"
-    given = keys.sources["attention_factor"]
-    keys.sources["attention_factor"] = why if given == "default of llama.cpp" else f"{why} · {given}"
+    joined = keys.sources["attention_factor"]
+    keys.sources["attention_factor"] = why if joined == "default of llama.cpp" else f"{why} · {joined}"
     return Yarn(factor, magnitude * attn_factor, betas["beta_fast"], betas["beta_slow"])
 
 
@@ -344,7 +345,10 @@ def _carrier(keys: _Keys, divisors: Divisors, kind: str) -> str:
 def _divided(spec: RopeSpec) -> tuple[float, ...]:
     """By how much the scaling divides each pair's frequency."""
     base = base_frequencies(spec.rope_theta, spec.rotary_dim)
-    return tuple(w / scaled for w, scaled in zip(base, frequencies(spec).inv_freq, strict=True))
+    try:
+        return tuple(w / scaled for w, scaled in zip(base, frequencies(spec).inv_freq, strict=True))
+    except (OverflowError, ZeroDivisionError) as error:
+        raise BadParameter("expected a factor that leaves frequencies above zero", where="factor") from error
 
 
 def _product(first: Sequence[float], second: Sequence[float]) -> tuple[float, ...]:
