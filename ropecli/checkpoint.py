@@ -4,7 +4,6 @@
 weights' headers. Nothing is ever written, unpickled or executed, and no tensor data is read.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any, Literal, TextIO
 from ropecli.dialects import gguf, gpt_oss, hf, meta, mistral
 from ropecli.errors import BadCheckpoint, RopeError
 from ropecli.gguf_header import GgufHeader, GgufTensor, is_gguf, parts, read_floats, read_gguf, verify_gguf
+from ropecli.hub import fetched_config
 from ropecli.safetensors_header import Problem, TensorInfo, peek_metadata, read_tensor, survey, tensor_headers
 from ropecli.spec import LayerRope
 from ropecli.strict_json import CONFIG_BYTES, non_finite_keys, parse_json, read_json
@@ -89,23 +89,36 @@ def read_checkpoint(source: str, *, stdin: TextIO | None = None) -> Checkpoint:
     """
     if source == "-":
         return _from_blob(source, _standard_input(stdin or sys.stdin), "standard input")
+    if not source:
+        raise BadCheckpoint("expected the name of a checkpoint, found an empty one", hint="is a shell variable not set?")
+    return _located(source)
+
+
+def _located(source: str, *, is_base: bool = False) -> Checkpoint:
+    """The checkpoint at a path or of a Hub id; `is_base` where an adapter names it, which may not be one itself."""
     try:
         mode = Path(source).stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
         if os.path.lexists(source):
             raise BadCheckpoint("is a link that leads nowhere", where=source) from None
-        return _from_hub(source)
+        return _from_hub(source, is_base=is_base)
     except OSError as error:
         raise BadCheckpoint(f"cannot be read: {error.strerror or error}", where=source) from error
-    path = Path(source)
-    if stat.S_ISFIFO(mode):
+    try:
+        return _from_path(source, Path(source), mode, is_base=is_base)
+    except OSError as error:
+        raise BadCheckpoint(f"cannot be read: {error.strerror or error}", where=source) from error
+
+
+def _from_path(source: str, path: Path, mode: int, *, is_base: bool) -> Checkpoint:
+    if stat.S_ISDIR(mode):
+        return _from_folder(source, path, is_base=is_base)
+    if stat.S_ISREG(mode):
+        return _from_file(source, path, is_base=is_base)
+    if stat.S_ISFIFO(mode) and not is_base:
         with path.open("rb") as pipe:
             return _from_blob(source, pipe.read(CONFIG_BYTES + 1), source)
-    if stat.S_ISDIR(mode):
-        return _from_folder(source, path)
-    if not stat.S_ISREG(mode):
-        raise BadCheckpoint("expected a file or a folder, found a device", where=source)
-    return _from_file(source, path)
+    raise BadCheckpoint("expected a file or a folder, found a device or a pipe", where=source)
 
 
 def verify(checkpoint: Checkpoint) -> tuple[Problem, ...]:
@@ -118,14 +131,16 @@ def verify(checkpoint: Checkpoint) -> tuple[Problem, ...]:
     if checkpoint.format == "gguf":
         return verify_gguf(checkpoint.path)
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    _, problems = survey(folder)
-    return problems
+    try:
+        return survey(folder)[1]
+    except OSError as error:
+        return (Problem(str(folder), f"cannot be read: {error.strerror or error}"),)
 
 
-def _from_folder(source: str, folder: Path) -> Checkpoint:
-    for name in CONFIG_NAMES:
-        if (folder / name).exists():
-            return _from_config(source, folder, folder / name)
+def _from_folder(source: str, folder: Path, *, is_base: bool) -> Checkpoint:
+    present = [name for name in CONFIG_NAMES if (folder / name).exists()]
+    if present:
+        return _from_config(source, folder, folder / present[0], is_base=is_base)
     models = _gguf_models(folder)
     if len(models) == 1:
         return _from_gguf(source, models[0])
@@ -148,7 +163,7 @@ def _gguf_models(folder: Path) -> list[Path]:
     return [path for path in files if not _LATER_PART.search(path.name)]
 
 
-def _from_file(source: str, path: Path) -> Checkpoint:
+def _from_file(source: str, path: Path, *, is_base: bool) -> Checkpoint:
     if path.suffix == ".gguf" or is_gguf(path):
         return _from_gguf(source, path)
     if path.suffix == ".safetensors":
@@ -159,7 +174,7 @@ def _from_file(source: str, path: Path) -> Checkpoint:
             where=source,
             hint="name the folder or its config.json",
         )
-    return _from_config(source, path, path)
+    return _from_config(source, path, path, is_base=is_base)
 
 
 def _from_gguf(source: str, path: Path) -> Checkpoint:
@@ -186,18 +201,22 @@ def _divisors(found: Mapping[str, tuple[GgufHeader, GgufTensor]]) -> gguf.Diviso
 
 def _from_weights(source: str, path: Path) -> Checkpoint:
     config_path = path.parent / "config.json"
-    if not config_path.exists():
+    if not config_path.exists() or path == config_path:
         raise BadCheckpoint(
             "a safetensors file does not say how it rotates, and no config.json lies beside it", where=source
         )
     return _from_config(source, path, config_path)
 
 
-def _from_config(source: str, path: Path, config_path: Path) -> Checkpoint:
+def _from_config(source: str, path: Path, config_path: Path, *, is_base: bool = False) -> Checkpoint:
     config, text = read_json(config_path)
     if "weight_map" in config and "model_type" not in config:
         return _from_weights(source, config_path)
     if "base_model_name_or_path" in config and "peft_type" in config:
+        if is_base:
+            raise BadCheckpoint(
+                "expected a whole model as the adapter's base, found an adapter", where=str(config_path)
+            )
         return _from_adapter(source, config_path, config)
     try:
         checkpoint = _interpreted(source, config, text)
@@ -206,7 +225,11 @@ def _from_config(source: str, path: Path, config_path: Path) -> Checkpoint:
         raise
     folder = path if path.is_dir() else path.parent
     is_mlx = checkpoint.format == "hf" and b'"mlx"' in _first_metadata(folder)
-    return replace(checkpoint, path=path, config_path=config_path, format="mlx" if is_mlx else checkpoint.format)
+    notes = checkpoint.notes
+    if config_path.name == "config.json" and (config_path.parent / "params.json").exists():
+        notes += ("params.json lies beside config.json and is not read",)
+    form: Format = "mlx" if is_mlx else checkpoint.format
+    return replace(checkpoint, path=path, config_path=config_path, format=form, notes=notes)
 
 
 def _from_blob(source: str, blob: bytes, where: str) -> Checkpoint:
@@ -253,14 +276,8 @@ def _from_adapter(source: str, config_path: Path, config: Mapping[str, Any]) -> 
         raise BadCheckpoint(f"expected the name of the base model, found {base!r:.60}", where=where)
     beside = config_path.parent / base
     place = str(beside) if not Path(base).exists() and beside.is_dir() else base
-    if (
-        Path(place).is_dir()
-        and (Path(place) / "adapter_config.json").exists()
-        and not (Path(place) / "config.json").exists()
-    ):
-        raise BadCheckpoint(f"expected a whole model, found another adapter: {place}", where=where)
     try:
-        checkpoint = read_checkpoint(place)
+        checkpoint = _located(place, is_base=True)
     except RopeError as error:
         error.at(where)
         raise
@@ -268,15 +285,15 @@ def _from_adapter(source: str, config_path: Path, config: Mapping[str, Any]) -> 
     return replace(checkpoint, source=source, notes=(note, *checkpoint.notes))
 
 
-def _from_hub(source: str) -> Checkpoint:
+def _from_hub(source: str, *, is_base: bool) -> Checkpoint:
     """A name that is no local path: a Hub id if it looks like one, else a mistake."""
     found = _HUB_ID.fullmatch(source)
     nearest = _nearest(Path(source))
     if not found or nearest:
         hint = f"did you mean {nearest}?" if nearest else "a Hub id looks like org/name or org/name@revision"
         raise BadCheckpoint("no such file or folder", where=source, hint=hint)
-    config_path = _fetched(source, found["repo"], found["revision"])
-    checkpoint = _from_config(source, config_path, config_path)
+    config_path = fetched_config(source, found["repo"], found["revision"], CONFIG_NAMES)
+    checkpoint = _from_config(source, config_path, config_path, is_base=is_base)
     if checkpoint.config_path == config_path:
         return replace(checkpoint, path=config_path.parent)
     return checkpoint
@@ -284,52 +301,14 @@ def _from_hub(source: str) -> Checkpoint:
 
 def _nearest(path: Path) -> Path | None:
     """An existing name that the user may have meant; nothing where the parent does not exist either."""
+    import difflib  # noqa: PLC0415 - only a mistyped path pays for it
+
     try:
         names = [entry.name for entry in islice(path.parent.iterdir(), 10_000)]
     except (OSError, ValueError):
         return None
     close = difflib.get_close_matches(path.name, names, n=1)
     return path.parent / close[0] if close else None
-
-
-def _fetched(source: str, repo: str, revision: str | None) -> Path:
-    """The local copy of a Hub repository's config, and of nothing else."""
-    for name in CONFIG_NAMES:
-        found = _fetched_file(source, repo, revision, name)
-        if found is not None:
-            return found
-    raise BadCheckpoint(f"the Hub repository has none of {', '.join(CONFIG_NAMES)}", where=source)
-
-
-def _fetched_file(source: str, repo: str, revision: str | None, name: str) -> Path | None:
-    """One file of a Hub repository, from the cache or the network; None where the repository does not have it."""
-    from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415 - half a second that local files do not pay
-
-    try:
-        return Path(hf_hub_download(repo, name, revision=revision))
-    except errors.GatedRepoError as error:
-        problem, hint = "the Hub repository is gated", "accept its terms on the Hub, then `hf auth login`"
-        raise BadCheckpoint(problem, where=source, hint=hint) from error
-    except errors.RevisionNotFoundError as error:
-        problem, hint = f"the Hub repository has no revision {revision}", "look at its branches and tags"
-        raise BadCheckpoint(problem, where=source, hint=hint) from error
-    except errors.RepositoryNotFoundError as error:
-        problem = "no such file or folder, and no such repository on the Hub"
-        hint = "check the spelling; a private repository needs `hf auth login`"
-        raise BadCheckpoint(problem, where=source, hint=hint) from error
-    except errors.LocalEntryNotFoundError as error:
-        problem = "no such file or folder; as a Hub repository it is not in the cache and cannot be fetched"
-        hint = "check the path, and for a Hub repository the network, HF_HUB_OFFLINE and HF_HOME"
-        raise BadCheckpoint(problem, where=source, hint=hint) from error
-    except errors.EntryNotFoundError:
-        return None
-    except (OSError, errors.HFValidationError) as error:
-        problem = f"the Hub did not answer as expected: {_first_line(error)}"
-        raise BadCheckpoint(problem, where=source, hint="try again later") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _standard_input(stream: TextIO) -> bytes:

@@ -173,7 +173,7 @@ def _shard(folder: Path, name: str) -> Header:
     try:
         target = file.resolve(strict=True)
         home = folder.resolve(strict=True)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         problem = "is a link that leads nowhere" if file.is_symlink() else "is missing"
         return Header((), {}, (Problem(str(file), problem, "download the checkpoint again"),))
     if home not in target.parents and not _lawful_link(target):
