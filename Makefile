@@ -1,0 +1,31 @@
+# One command each: `make demo` to see it work, `make test` to check it. Both make .venv and install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+# a plain `torch` can pull gigabytes of CUDA; this release has a CPU build
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo-ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
+
+test: .venv/test-ready lint
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report
+
+lint: .venv/test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/demo-ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e .
+	touch $@
+
+.venv/test-ready: .venv/demo-ready
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
