@@ -2,8 +2,8 @@
 
     config ─ text_config ─▶ the language model's own keys ─ groups ─▶ one for each kind of layer ─▶ LayerRope
 
-Every value keeps the key path that it came from. Nothing here imports transformers: the config is plain JSON, and what a
-class defaults is data.
+Every value keeps the key path that it came from. Nothing here imports transformers: the config is plain JSON, and what
+a class defaults is data.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ CONTAINERS = (
     "vlm_config",  # ColPali
     "llm_config",
     "language_config",
+    "global_config",  # BLT
     "decoder_config",  # Dia
     "decoder",  # T5Gemma
 )
@@ -121,25 +122,30 @@ def _widths(reader: Reader, name: str, facts: TypeFacts) -> tuple[int, int, bool
     """head_dim, rotary_dim, and whether the head is the rotated slice of a latent attention (`qk_rope_head_dim`)."""
     rotated_slice = reader.in_text("qk_rope_head_dim")
     if rotated_slice is not None:
-        reader.sources |= {"head_dim": rotated_slice.source, "rotary_dim": rotated_slice.source}
+        reader.note("head_dim", rotated_slice)
+        reader.note("rotary_dim", rotated_slice)
         return whole(rotated_slice), whole(rotated_slice), True
     head_dim = _head_dim(reader)
-    share = reader.in_rope("partial_rotary_factor") or nearest(reader.text, "rotary_dim", "partial_rotary_factor")
-    if share is None or name == "proportional":
+    found = reader.in_rope("partial_rotary_factor")
+    named = ("partial_rotary_factor", found) if found else reader.first_in_text("rotary_dim", "partial_rotary_factor")
+    if named is None or name == "proportional":
         reader.sources["rotary_dim"] = reader.sources["head_dim"]
         return head_dim, head_dim, False
-    reader.note("rotary_dim", share)
-    if share.value == (nearest(reader.text, "rotary_dim") or Found(None, "")).value and number(share) > 1:
-        return head_dim, whole(share), False
-    if name == "default" and facts.data.get("whole_head"):
-        reader.sources["rotary_dim"] = f"head_dim, as model_type {facts.name} ignores partial_rotary_factor"
+    key, found = named
+    if key == "rotary_dim" and facts.data.get("rotary_dim_ignored"):
+        reader.sources["rotary_dim"] = f"head_dim: model_type {facts.name} ignores {found.source}"
         return head_dim, head_dim, False
-    if not 0 < number(share) <= 1:
-        raise BadParameter(
-            f"expected a share of the head, above 0 and at most 1, found {share.value!r}", where=share.source
-        )
-    reader.sources["rotary_dim"] = f"{share.source} · head_dim"
-    return head_dim, int(head_dim * number(share)), False
+    reader.note("rotary_dim", found)
+    if key == "rotary_dim":
+        return head_dim, whole(found), False
+    if name == "default" and facts.data.get("whole_head"):
+        reader.sources["rotary_dim"] = f"head_dim: model_type {facts.name} ignores {found.source}"
+        return head_dim, head_dim, False
+    share = number(found)
+    if not 0 < share <= 1:
+        raise BadParameter(f"expected a share above 0 and at most 1, found {share:g}", where=found.source)
+    reader.sources["rotary_dim"] = f"{found.source} · head_dim"
+    return head_dim, int(head_dim * share), False
 
 
 def _head_dim(reader: Reader) -> int:

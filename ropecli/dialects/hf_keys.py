@@ -1,7 +1,7 @@
 """Finding a value in a Hugging Face config: key names, key paths, and checks that name the place.
 
-A config is read through `Place`s, one after the other: the scaling object, the language model's own object, and what the
-class defaults. All of them are JSON objects, so a default is looked up like any key.
+A config is read through `Place`s, one after the other: the scaling object, the language model's own object, and what
+the class defaults. All of them are JSON objects, so a default is looked up like any key.
 """
 
 import math
@@ -36,8 +36,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "partial_rotary_factors",  # Step, one a layer
     ),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_num_attention_heads"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_num_hidden_layers"),
     "layer_types": ("layer_types", "layers_block_type", "block_types"),
     "max_length": (
         "max_position_embeddings",
@@ -167,6 +167,15 @@ class Reader:
     def in_text(self, name: str) -> Found | None:
         """The value among the model's own keys, else among its defaults."""
         return nearest(self.text, name)
+
+    def first_in_text(self, *names: str) -> tuple[str, Found] | None:
+        """The nearest of these canonical names, and which one it is."""
+        for place in self.text:
+            for name in names:
+                found = nearest((place,), name)
+                if found is not None:
+                    return name, found
+        return None
 
     def anywhere(self, name: str) -> Found | None:
         """The value in the scaling object, else in the text."""

@@ -7,7 +7,7 @@ layer type's base (`rope_local_base_freq`, …); or lists with one value a layer
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ropecli.dialects.hf_keys import LAYERS_LIMIT, Found, Json, Place, items, nearest, whole
@@ -85,6 +85,10 @@ class _Layers:
     rotates: tuple[bool, ...]
     source: str
     kinds_source: str
+
+    def untyped(self) -> "_Layers":
+        """The same layers where the names of the scaling objects are not layer types: any may be in any group."""
+        return replace(self, kinds=("",) * len(self.kinds), kinds_source="assumed: every layer")
 
     def of(self, kinds: Sequence[str]) -> list[int]:
         """Indices of the layers of these types that rotate; of all that rotate where no layer has a type."""
@@ -206,10 +210,13 @@ def _by_layer_type(
     chain: tuple[Place, ...], facts: TypeFacts, layers: _Layers, scaling: Place, names: Sequence[str]
 ) -> list[Group]:
     known: Mapping[str, Json] = facts.data.get("groups", {})
+    labels = {name: known.get(name, {}).get("layer_types", [name]) for name in names}
+    if set(layers.kinds).isdisjoint(kind for kinds in labels.values() for kind in kinds):
+        layers = layers.untyped()
     result = []
     for name in names:
         own = known.get(name, {})
-        indices = layers.of(own.get("layer_types", [name]))
+        indices = layers.of(labels[name])
         if indices:
             result.append(_group(name, chain, facts, layers, indices, (scaling.inner(name),), own, outer=scaling))
     return result
@@ -257,7 +264,7 @@ def _group(
 
 
 def _overlays(text: Place, facts: TypeFacts, name: str, first: int, own: Json) -> list[Place]:
-    """What the config or the class says of these layers alone: `per_layer_config`, Gemma-4's `global_head_dim`, lists."""
+    """What the config or the class says of these layers alone: `per_layer_config`, `global_head_dim`, lists."""
     result = []
     per_layer = text.inner("per_layer_config")
     for key, entry in per_layer.data.items():

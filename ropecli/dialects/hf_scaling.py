@@ -1,7 +1,7 @@
 """A Hugging Face scaling object → a `Scaling` with its original and its longest length.
 
-What each key means follows transformers 5.23 `modeling_rope_utils`; where transformers has no such type, the runtime that
-has it. A length that the config does not hold is derived, and `sources` say how.
+What each key means follows transformers 5.23 `modeling_rope_utils`; where transformers has no such type, the runtime
+that has it. A length that the config does not hold is derived, and `sources` say how.
 """
 
 import math
