@@ -6,7 +6,7 @@ then the data. Offsets count from the end of the header, leave no hole and do no
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -31,6 +31,9 @@ DTYPE_BITS: Mapping[str, int] = (
     | dict.fromkeys(("I64", "U64", "F64", "C64"), 64)
 )
 """Bits of one element, by the names of safetensors 0.8."""
+
+MAX_PROBLEMS = 100
+"""How many problems of a file or a folder are listed; of the rest, their number is."""
 
 _METADATA = re.compile(rb'\A\s*\{\s*"__metadata__"\s*:\s*\{([^{}]*)\}')
 
@@ -129,14 +132,16 @@ def survey(folder: Path) -> tuple[dict[str, TensorInfo], tuple[Problem, ...]]:
         files = [single] if _present(single) else sorted(folder.glob("*.safetensors"))
         if not files:
             return {}, (_no_weights(folder),)
-        return _merged([_shard(folder, file.name) for file in files])
+        tensors, problems = _merged([_shard(folder, file.name) for file in files])
+        return tensors, _first(problems, str(folder))
     try:
         weight_map = _weight_map(index)
     except BadCheckpoint as error:
         return {}, (Problem(error.where, error.problem, error.hint),)
     shards = [_shard(folder, name) for name in sorted(set(weight_map.values()))]
     tensors, problems = _merged(shards)
-    return tensors, problems + tuple(_index_against_headers(folder, weight_map, tensors, problems))
+    problems += _index_against_headers(folder, weight_map, tensors, problems)
+    return tensors, _first(problems, str(folder))
 
 
 def _present(file: Path) -> bool:
@@ -194,7 +199,14 @@ def _lawful_link(target: Path) -> bool:
     return target.suffix == ".safetensors" or target.parent.name == "blobs"
 
 
-def _merged(headers: list[Header]) -> tuple[dict[str, TensorInfo], tuple[Problem, ...]]:
+def _first(problems: Sequence[Problem], where: str) -> tuple[Problem, ...]:
+    """At most `MAX_PROBLEMS`, and the number of those left out."""
+    if len(problems) <= MAX_PROBLEMS:
+        return tuple(problems)
+    return (*problems[:MAX_PROBLEMS], Problem(where, f"and {len(problems) - MAX_PROBLEMS:,} more problems"))
+
+
+def _merged(headers: list[Header]) -> tuple[dict[str, TensorInfo], list[Problem]]:
     tensors: dict[str, TensorInfo] = {}
     problems = [problem for header in headers for problem in header.problems]
     for header in headers:
@@ -208,25 +220,29 @@ def _merged(headers: list[Header]) -> tuple[dict[str, TensorInfo], tuple[Problem
                         "readers disagree on which one counts; remove one",
                     )
                 )
-    return tensors, tuple(problems)
+    return tensors, problems
 
 
 def _index_against_headers(
-    folder: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo], found: tuple[Problem, ...]
-) -> Iterator[Problem]:
+    folder: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo], found: Sequence[Problem]
+) -> list[Problem]:
     index = folder / INDEX_NAME
     unread = {problem.where for problem in found}
+    problems: list[Problem] = []
     for name, shard in weight_map.items():
         info = tensors.get(name)
-        if info is None and (_escapes(shard) or str(folder / shard) in unread):
-            continue
-        if info is None:
-            yield Problem(f"{index}: {name}", f"the tensor is not in {shard}", "download the checkpoint again")
-        elif info.file != folder / shard:
-            yield Problem(f"{index}: {name}", f"expected in {shard}, found in {info.file.name}", "rebuild the index")
-    for name, info in tensors.items():
-        if name not in weight_map:
-            yield Problem(f"{info.file}: {name}", "the index does not name this tensor", "rebuild the index")
+        if info is None and not _escapes(shard) and str(folder / shard) not in unread:
+            problems.append(
+                Problem(f"{index}: {name}", f"the tensor is not in {shard}", "download the checkpoint again")
+            )
+        elif info is not None and info.file != folder / shard:
+            problem = f"expected in {shard}, found in {info.file.name}"
+            problems.append(Problem(f"{index}: {name}", problem, "rebuild the index"))
+    strays = [info for name, info in tensors.items() if name not in weight_map]
+    return problems + [
+        Problem(f"{info.file}: {info.name}", "the index does not name this tensor", "rebuild the index")
+        for info in strays
+    ]
 
 
 def _read_header(file: Path) -> Header:
@@ -258,7 +274,8 @@ def _read_header(file: Path) -> Header:
         else:
             problems.append(Problem(f"{file}: {name}", found))
     tensors.sort(key=lambda info: (info.begin, info.end))
-    return Header(tuple(tensors), metadata, (*problems, *_coverage(tensors, file, 8 + length, size, bool(problems))))
+    problems += _coverage(tensors, file, 8 + length, size, bool(problems))
+    return Header(tuple(tensors), metadata, _first(problems, str(file)))
 
 
 def _tensor(name: str, entry: Any, file: Path, start: int) -> TensorInfo | str:
