@@ -26,7 +26,12 @@ COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e
 STROKES = ("solid", "dashed", "dashdot", "dotted")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-REGIONS = {"kept": ("#ffffff", ""), "ramp": ("#f0f0f0", "//"), "interpolated": ("#d4d4d4", "")}
+REGIONS = {
+    "kept": ("#ffffff", ""),
+    "ramp": ("#f0f0f0", "//"),
+    "interpolated": ("#d4d4d4", ""),
+    "still": ("#ffffff", ".."),
+}
 """What happens to a pair → the fill and the hatching of its part of the figure."""
 
 
@@ -90,16 +95,18 @@ def _wavelengths(inv_freq: Sequence[float]) -> list[float]:
 
 
 def _divisors(spec: RopeSpec) -> list[float]:
-    """How many times longer each wavelength becomes, at the length that the spec is meant to serve."""
+    """How many times longer each wavelength becomes at the spec's `max_length`; inf for a pair that stands still."""
     base = base_frequencies(spec.rope_theta, spec.rotary_dim)
     scaled = frequencies(spec, spec.max_length).inv_freq
-    return [w / changed if changed > 0 else math.nan for w, changed in zip(base, scaled, strict=True)]
+    return [w / changed if changed > 0 else math.inf for w, changed in zip(base, scaled, strict=True)]
 
 
 def _regions(divisors: Sequence[float], full: float) -> list[str]:
-    """For each pair: kept (frequency unchanged), interpolated (divided by the whole factor), or ramp (in between)."""
+    """For each pair: kept, interpolated (divided by the whole factor), ramp (in between), or still (not turning)."""
 
     def region(divisor: float) -> str:
+        if divisor == math.inf:
+            return "still"
         if divisor <= 1 + 1e-6:
             return "kept"
         return "interpolated" if divisor >= full * (1 - 1e-6) else "ramp"
@@ -111,8 +118,8 @@ def _shade(axes: Any, spec: RopeSpec) -> None:
     """A band behind the curves for each run of pairs that fare alike, and one legend entry a region."""
     divisors = _divisors(spec)
     full = divisors[-1] if isinstance(spec.scaling, Dynamic) else spec.scaling.factor
-    more = " or more" if max(divisors) > full * (1 + 1e-6) else ""
-    words = {"interpolated": f"interpolated (divided by {full:.4g}{more})"}
+    more = " or more" if any(full * (1 + 1e-6) < divisor < math.inf for divisor in divisors) else ""
+    words = {"interpolated": f"interpolated (divided by {full:.4g}{more})", "still": "not turning"}
     runs = [(name, [d for d, _ in run]) for name, run in groupby(enumerate(_regions(divisors, full)), lambda x: x[1])]
     for name, (colour, hatch) in REGIONS.items():
         spans = [pairs for region, pairs in runs if region == name]
