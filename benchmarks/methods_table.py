@@ -2,7 +2,7 @@
 
     python benchmarks/methods_table.py examples/tiny --factors 2,4,8
 
-For each factor: `ropecli calibrate` on one set of documents, then `ropecli evaluate` of every method on another set that
+For each factor: `ropecli calibrate` on one set of documents, then `ropecli evaluate` of every method on another that
 neither the model nor the calibration has seen. Differences are from default YaRN, paired by document.
 """
 

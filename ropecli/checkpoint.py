@@ -90,7 +90,9 @@ def read_checkpoint(source: str, *, stdin: TextIO | None = None) -> Checkpoint:
     if source == "-":
         return _from_blob(source, _standard_input(stdin or sys.stdin), "standard input")
     if not source:
-        raise BadCheckpoint("expected the name of a checkpoint, found an empty one", hint="is a shell variable not set?")
+        raise BadCheckpoint(
+            "expected the name of a checkpoint, found an empty one", hint="is a shell variable not set?"
+        )
     return _located(source)
 
 

@@ -66,7 +66,7 @@ def inspect_command(
         preview = None
         if factor is not None or target_length is not None:
             preview = _by_hand(checkpoint, rope_type, factor, target_length, original_length, {})
-        inspection = inspect(checkpoint, preview)
+        inspection = inspect(checkpoint, preview=preview)
         if as_json:
             render.emit_json(inspection_to_json(inspection))
         else:

@@ -1,29 +1,105 @@
 """What there is to say about a checkpoint's rotary embedding, as one value and as the JSON of the contract."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ropecli.checkpoint import Checkpoint
+from ropecli.checkpoint import Checkpoint, Problem
+from ropecli.dialects import hf
 from ropecli.errors import BadUsage
 from ropecli.frequencies import base_frequencies, frequencies, rotations
+from ropecli.runtimes import Reading, Request, compare, readings
 from ropecli.spec import LayerRope, RopeSpec, scaling_to_json
+
+HF_FORMATS = ("hf", "mlx")
+"""Formats whose config is a Hugging Face config.json, which is what the runtimes read."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeRow:
+    """What one runtime makes of the config, over all kinds of layers.
+
+    attention_factor  of the layers that differ most; None where the runtime stops at the config
+    max_rel_diff      largest relative difference of a frequency from what the config means; None where it stops
+    agrees            whether frequencies and attention factor are those that the config means, for every layer
+    context_length    tokens that it serves with no flag; None where it sets no limit
+    """
+
+    attention_factor: float | None
+    max_rel_diff: float | None
+    agrees: bool
+    context_length: int | None
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A checkpoint and, for each kind of layer, the rotary embedding that is shown (its own, or a preview)."""
+    """A checkpoint and everything that inspect has to say about it.
+
+    ropes     one entry for each kind of layer: its own embedding, or a preview of another
+    runtimes  row name → what that runtime makes of the config as it is on the disk
+    problems  what is wrong with the weights, where they were verified
+    """
 
     checkpoint: Checkpoint
     ropes: tuple[LayerRope, ...]
+    runtimes: Mapping[str, RuntimeRow] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
 
 
-def inspect(checkpoint: Checkpoint, preview: Mapping[str, RopeSpec] | None = None) -> Inspection:
+def inspect(
+    checkpoint: Checkpoint,
+    *,
+    preview: Mapping[str, RopeSpec] | None = None,
+    problems: tuple[Problem, ...] = (),
+) -> Inspection:
     """Look at a checkpoint; `preview` replaces the embedding of the layers that it names."""
     ropes = checkpoint.ropes
     if preview:
         ropes = tuple(replace(rope, spec=preview.get(rope.name, rope.spec)) for rope in ropes)
-    return Inspection(checkpoint, ropes)
+    return Inspection(checkpoint, ropes, runtime_rows(checkpoint), problems=problems)
+
+
+def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
+    """What each runtime makes of the config; for a GGUF only llama.cpp is asked, whose reading is its meaning."""
+    if checkpoint.format == "gguf" and checkpoint.ropes:
+        spec = checkpoint.ropes[0].spec
+        return {"llama.cpp": RuntimeRow(spec.scaling.attention_factor, 0.0, True, spec.max_length, ())}
+    if checkpoint.format not in HF_FORMATS or not checkpoint.ropes:
+        return {}
+    inner, path = hf.text_config(checkpoint.config)
+    merged = {**checkpoint.config, **inner} if path else inner
+    architectures = checkpoint.config.get("architectures")
+    named = isinstance(architectures, list) and architectures and isinstance(architectures[0], str)
+    answers: dict[str, list[tuple[Reading, float | None, bool]]] = {}
+    for rope in checkpoint.ropes:
+        source = rope.sources.get("rope_theta", "")
+        request = Request(
+            config=merged,
+            rope=rope,
+            architecture=architectures[0] if named else "",
+            model_type=checkpoint.model_type,
+            layer_type=None if rope.name == "default" else rope.name,
+            **({"default_rope_theta": rope.spec.rope_theta} if source.startswith("default") else {}),
+        )
+        for name, reading in readings(request).items():
+            answers.setdefault(name, []).append((reading, *compare(reading, frequencies(rope.spec))))
+    return {name: _row(found) for name, found in answers.items()}
+
+
+def _row(found: list[tuple[Reading, float | None, bool]]) -> RuntimeRow:
+    worst = max(found, key=lambda entry: (not entry[2], entry[1] is None, entry[1] or 0.0))
+    reading = worst[0]
+    stopped = any(difference is None for _, difference, _ in found)
+    notes = tuple(dict.fromkeys(note for answer, _, _ in found for note in answer.notes))
+    differences = [difference for _, difference, _ in found if difference is not None]
+    return RuntimeRow(
+        reading.attention_factor,
+        None if stopped else max(differences),
+        all(agrees for _, _, agrees in found),
+        reading.context_length,
+        notes,
+    )
 
 
 def rope_to_json(rope: LayerRope) -> dict[str, Any]:
@@ -67,8 +143,18 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
         "format": checkpoint.format,
         "model_type": checkpoint.model_type,
         "rope": [rope_to_json(rope) for rope in inspection.ropes],
-        "runtimes": {},
+        "runtimes": {
+            name: {
+                "attention_factor": row.attention_factor,
+                "max_rel_diff": row.max_rel_diff,
+                "agrees": row.agrees,
+                "context_length": row.context_length,
+                "notes": list(row.notes),
+            }
+            for name, row in inspection.runtimes.items()
+        },
         "findings": [],
+        "weights": [{"where": p.where, "problem": p.problem, "hint": p.hint} for p in inspection.problems],
         "notes": list(checkpoint.notes),
         "baked": None,
     }

@@ -318,8 +318,8 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
     cost = calibration.cost
     console.print(
         Text(
-            f"{first.documents} held-out documents at {first.length} tokens; the search cost "
-            f"{cost['forward_equivalents']:.1f} forward equivalents, {cost['evaluations']} evaluations, {cost['seconds']:.0f} s"
+            f"{first.documents} held-out documents at {first.length} tokens; the search took {cost['seconds']:.0f} s and "
+            f"{cost['forward_equivalents']:.1f} forward equivalents in {cost['evaluations']} evaluations"
         )
     )
     for note in calibration.notes:

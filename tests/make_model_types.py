@@ -45,6 +45,19 @@ KEPT = (
 LISTS = ("layer_types", "layers_block_type", "block_types", "no_rope_layers")
 """Attributes with one value a layer: their shortest repeating part is kept."""
 
+TRIED: Mapping[str, Any] = {
+    "rotary_emb_base": 12345.0,
+    "rotary_embedding_base": 12345.0,
+    "rope_base": 12345.0,
+    "rotary_pct": 0.5,
+    "rope_pct": 0.5,
+    "rotary_emb_fraction": 0.5,
+    "rope_ratio": 0.5,
+    "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+    "head_dim": 96,
+}
+"""Keys that some class reads: each is tried on each class, and those without an effect are named in the data."""
+
 THETA_KEYS = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
 THETA_KEYS += ("swa_rope_theta", "compress_rope_theta")
 """Keys that some class reads a base from; each is tried on each class whose default is nested."""
@@ -182,7 +195,17 @@ def entry(config: PreTrainedConfig) -> dict[str, Any]:
         facts["max_position_embeddings"] = config.model_max_length
     if has_rope(config):
         facts |= rope_facts(config)
+        facts["unread"] = [key for key, value in TRIED.items() if not has_effect(config, key, value)]
     return facts
+
+
+def has_effect(config: PreTrainedConfig, key: str, value: Any) -> bool:
+    """Whether a key changes what the rotary module computes, or the class refuses it as it would any bad value."""
+    try:
+        changed = type(config)(**{key: json.loads(json.dumps(value))})
+        return frequencies(changed) != frequencies(type(config)())
+    except Exception:  # noqa: BLE001  a class may refuse a key in any way it likes
+        return True
 
 
 def attribute(config: PreTrainedConfig, name: str) -> Any:
@@ -207,10 +230,10 @@ def rope_facts(config: PreTrainedConfig) -> dict[str, Any]:
     section = getattr(rotary_class(config)(config), "mrope_section", None)
     if section:
         facts["mrope_section"] = list(section)
-    if nested(parameters):
-        return facts | {"groups": group_facts(config)} | ({"flat_ignored": True} if flat_ignored(config) else {})
     if whole_head(config):
         facts["whole_head"] = True
+    if nested(parameters):
+        return facts | {"groups": group_facts(config)} | ({"flat_ignored": True} if flat_ignored(config) else {})
     if ignores_rotary_dim(config):
         facts["rotary_dim_ignored"] = True
     bare = asked(config, rope_parameters={"rope_type": "default", **sections(parameters)}) or parameters
@@ -250,6 +273,7 @@ def group_facts(config: PreTrainedConfig) -> dict[str, Any]:
     bare = nested(asked(config, rope_parameters={name: {"rope_type": "default"} for name in default}) or {})
     given = {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 64}
     flat = nested(asked(config, rope_scaling=given) or {})
+    typed = nested(asked(config, rope_scaling={"type": "linear", "factor": 3.0}) or {})
     facts: dict[str, Any] = {}
     for name, own in default.items():
         keys = [key for key in THETA_KEYS if theta[key].get(name, {}).get("rope_theta") == 12345.0]
@@ -260,6 +284,8 @@ def group_facts(config: PreTrainedConfig) -> dict[str, Any]:
             facts[name]["rope_theta"] = fallback
         if flat.get(name, {}).get("factor") == 3.0:
             facts[name]["scaled"] = True
+            if typed.get(name, {}).get("rope_type") == own.get("rope_type"):
+                facts[name]["type_unread"] = True
             if "attention_factor" in flat[name]:
                 facts[name]["scaled_defaults"] = {"attention_factor": flat[name]["attention_factor"]}
         width = group_head_dim(config, name)
@@ -286,17 +312,17 @@ def group_head_dim(config: PreTrainedConfig, name: str) -> int | None:
 
 def whole_head(config: PreTrainedConfig) -> bool:
     """Whether an unscaled rotary module of this class rotates the whole head whatever `partial_rotary_factor` says."""
-    cls = rotary_class(config)
+    default = nested(config.rope_parameters)
     pairs = []
     for share in (1.0, 0.5):
+        own = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}
         changed = type(config)()
-        changed.rope_parameters = {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "partial_rotary_factor": share,
-            **sections(config.rope_parameters),
-        }
-        pairs.append(len(cls(changed).inv_freq))
+        changed.rope_parameters = (
+            {**config.rope_parameters, **dict.fromkeys(default, own)}
+            if default
+            else own | sections(config.rope_parameters)
+        )
+        pairs.append([len(inv_freq) for inv_freq, _ in frequencies(changed).values()])
     return pairs[0] == pairs[1]
 
 

@@ -56,8 +56,8 @@ def read(config: Json) -> tuple[LayerRope, ...]:
     numbers), with the key path as `where`.
     """
     text, path = text_config(config)
-    place = Place(text, ".".join(path))
     facts = type_facts(_name(text), _name(config), wrapper_stands_alone=not path)
+    place = Place({key: value for key, value in text.items() if key not in facts.unread}, ".".join(path))
     if not facts.known and without_rope(_name(text) or _name(config)) and not _mentions_rope(text):
         return ()
     return tuple(_layer_rope(group, facts) for group in groups(place, facts))
@@ -115,7 +115,7 @@ def _theta(reader: Reader, group: Group) -> float:
 def _original(reader: Reader, group: Group) -> Found | None:
     """The original length; the model's own key beats one in a flat scaling object, and is not read for nested ones."""
     inside = reader.in_rope("original_length")
-    return inside if group.nested else reader.in_text("original_length") or inside
+    return inside if group.outer else reader.in_text("original_length") or inside
 
 
 def _widths(reader: Reader, name: str, facts: TypeFacts) -> tuple[int, int, bool]:

@@ -62,8 +62,7 @@ class Group:
     """Layers that share one rotary embedding, and the places where it is described (see `hf_keys.Reader`).
 
     theta_keys  the model's keys that hold the base where the scaling object has none
-    nested      the scaling object is one of several, by layer type
-    outer       the object around it, from which transformers reads `truncate` (5.23 `_compute_yarn_parameters`)
+    outer       where there are several scaling objects, what is around them: transformers 5.23 reads `truncate` there
     """
 
     name: str
@@ -72,7 +71,6 @@ class Group:
     text: tuple[Place, ...]
     theta_keys: tuple[str, ...] = ("rope_theta",)
     theta_default: Found | None = None
-    nested: bool = False
     outer: Place | None = None
     sliding_window: int | None = None
 
@@ -109,7 +107,9 @@ def groups(text: Place, facts: TypeFacts) -> list[Group]:
     named = [name for name, value in scaling.data.items() if isinstance(value, Mapping)]
     if named:
         return _by_layer_type(chain, facts, layers, scaling, named)
-    older = facts.data.get("groups") or next((g for key, g in OLDER_GROUPS if text.find(key) is not None), None)
+    older = facts.data.get("groups")
+    if not facts.known:
+        older = next((own for key, own in OLDER_GROUPS if text.find(key) is not None), None)
     flat_is_read = not scaling.data or any(group.get("scaled") for group in (older or {}).values())
     if older and flat_is_read:
         return _by_older_keys(chain, facts, layers, scaling, older)
@@ -231,11 +231,13 @@ def _by_older_keys(
     for name, own in known.items():
         default = Place(own.get("rope", {}), scaling.path, facts.defaults.origin)
         extra = Place(own.get("scaled_defaults", {}), scaling.path, facts.defaults.origin)
-        rope = (scaling, extra) if own.get("scaled") and scaling.data and not ignored else (default,)
+        flat = Place({k: v for k, v in scaling.data.items() if k != "type"}, scaling.path, scaling.origin)
+        flat = flat if own.get("type_unread") else scaling
+        rope = (flat, extra) if own.get("scaled") and scaling.data and not ignored else (default,)
         kinds = own.get("layer_types") or ([name] if not named else sorted(set(layers.kinds) - named))
         indices = layers.of(kinds)
         if indices:
-            result.append(_group(name, chain, facts, layers, indices, rope, own))
+            result.append(_group(name, chain, facts, layers, indices, rope, own, outer=Place({}, scaling.path)))
     return result
 
 
@@ -247,7 +249,7 @@ def _group(
     indices: Sequence[int],
     rope: tuple[Place, ...],
     own: Json,
-    outer: Place | None = None,
+    outer: Place,
 ) -> Group:
     default = own.get("rope_theta")
     return Group(
@@ -257,7 +259,6 @@ def _group(
         (*_overlays(chain[0], facts, name, indices[0], own), *chain),
         theta_keys=tuple(own.get("theta_keys", ("rope_theta",))),
         theta_default=None if default is None else Found(default, facts.defaults.origin),
-        nested=outer is not None,
         outer=outer,
         sliding_window=_window(chain) if "sliding" in name else None,
     )

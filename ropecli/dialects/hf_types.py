@@ -5,8 +5,9 @@ The facts are data: `model_types.json`, made from the installed transformers by 
     types         model_type → its defaults as config keys, and the facts below
       layout      "interleaved" where the code rotates neighbours; half-split elsewhere
       whole_head  the code rotates the whole head whatever `partial_rotary_factor` says, unless it is scaled
+      unread      keys that other model types read and this one does not
       groups      its default is nested: layer type → default dict, fallback θ, the keys that set θ, whether a flat
-                  `rope_scaling` lands there
+                  `rope_scaling` lands there, and whether its `type` is then not read (`rope_type` is)
       rope_layers the layer types that rotate, where others do not
       rope_if     a key and the value it must have for the model to rotate at all
       rope_types  a `rope_type` that means another one in this model
@@ -36,6 +37,11 @@ class TypeFacts:
     def defaults(self) -> Place:
         """The defaults of the class, to be searched like a config."""
         return Place(self.data, origin=f"default of model_type {self.name}")
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Keys that mean something elsewhere, and that this model type does not read."""
+        return frozenset(self.data.get("unread", ()))
 
 
 @cache

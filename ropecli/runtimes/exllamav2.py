@@ -7,7 +7,7 @@ import math
 
 from ropecli.runtimes.formulas import divided, index_ramp, linear, longrope_magnitude, plain, rotation_ramp, unscaled
 from ropecli.runtimes.keys import block, ignored, length, local_layer, max_positions, number, numbers
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.transformers4 import rope_parameters_unread
 from ropecli.spec import RopeSpec
 
@@ -35,27 +35,27 @@ def _theta(config: Keys) -> float:
     return 10_000.0
 
 
-def _compute(
-    config: Keys, scaling: Keys, base: RopeSpec, longest: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
+    computed: Computed
     match scaling.get("type") or scaling.get("rope_type"):
         case "linear":
-            return linear(base, number(scaling, "factor")), 1.0, ()
+            computed = linear(base, number(scaling, "factor")), 1.0, ()
         case "llama3":
             low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
             original = length(scaling, _ORIGINAL)
-            return rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
+            computed = rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
         case "su" | "longrope":
-            return _longrope(config, scaling, base, longest)
+            computed = _longrope(config, scaling, base, longest)
         case "yarn":
-            return _yarn(scaling, base, longest)
+            computed = _yarn(scaling, base, longest)
         case None | "default" | "mrope":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case other:
-            return plain(base), 1.0, (f"{other} ignored",)
+            computed = plain(base), 1.0, (f"{other} ignored",)
+    return computed
 
 
-def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     factor, original = number(scaling, "factor"), length(scaling, _ORIGINAL)
     notes = ignored(scaling, "factor", _ORIGINAL)
     if longest <= original:
@@ -64,9 +64,7 @@ def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> tuple[tuple[float, ...
     return inv_freq, 0.1 * math.log(factor) + 1, (*notes, "the ramp is computed for the extended length, or for -l")
 
 
-def _longrope(
-    config: Keys, scaling: Keys, base: RopeSpec, longest: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _longrope(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     if _ORIGINAL not in config:
         raise Refused(f"longrope needs a top-level {_ORIGINAL}")
     original = length(config, _ORIGINAL)

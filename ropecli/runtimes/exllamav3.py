@@ -27,7 +27,7 @@ from ropecli.runtimes.keys import (
     optional,
     rope_type,
 )
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.spec import RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -69,28 +69,30 @@ def _theta(request: Request, scaling: Keys) -> float:
     return 1e6 if request.model_type.startswith("gemma3") else 10_000.0
 
 
-def _compute(request: Request, scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
+    computed: Computed
     match rope_type(scaling, "rope_type", "type"):
         case "default" | "mrope":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "proportional":
             share = number(scaling, "partial_rotary_factor", 1.0)
-            return proportional(base, number(scaling, "factor", 1.0), share), 1.0, ()
+            computed = proportional(base, number(scaling, "factor", 1.0), share), 1.0, ()
         case "linear":
-            return linear(base, number(scaling, "factor", 1.0)), 1.0, ()
+            computed = linear(base, number(scaling, "factor", 1.0)), 1.0, ()
         case "llama3":
             low, high = number(scaling, "low_freq_factor", 1.0), number(scaling, "high_freq_factor", 4.0)
             original = length(scaling, _ORIGINAL, 8192)
-            return rotation_ramp(base, number(scaling, "factor", 8.0), original, low, high), 1.0, ()
+            computed = rotation_ramp(base, number(scaling, "factor", 8.0), original, low, high), 1.0, ()
         case "yarn":
-            return _yarn(request, scaling, base)
+            computed = _yarn(request, scaling, base)
         case "longrope" | "su":
-            return _longrope(request, scaling, base)
+            computed = _longrope(request, scaling, base)
         case other:
             raise Refused(f"ValueError: unknown rope_type {other}")
+    return computed
 
 
-def _yarn(request: Request, scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _yarn(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
     longest = length(request.config, "max_position_embeddings")
     ratio = request.architecture in _MSCALE_RATIO
     notes = ignored(scaling, *_YARN, *(("mscale", "mscale_all_dim") if ratio else ()))
@@ -110,7 +112,7 @@ def _yarn(request: Request, scaling: Keys, base: RopeSpec) -> tuple[tuple[float,
     return index_ramp(base, factor, original, fast, slow, truncate=scaling.get("truncate", True)), given, notes
 
 
-def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
     longest = length(request.config, "max_position_embeddings")
     original = length(scaling if _ORIGINAL in scaling else request.config, _ORIGINAL)
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")

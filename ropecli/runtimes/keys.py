@@ -56,7 +56,7 @@ def number(parameters: Keys, name: str, default: float | None = None) -> float:
     Raises Refused.
     """
     if name not in parameters and default is not None:
-        return default
+        return float(default)
     if name not in parameters:
         raise Refused(f"{name} is missing")
     value = parameters[name]
@@ -109,10 +109,9 @@ def max_positions(request: Request, names: Sequence[str] = LENGTHS, default: int
 
 
 def outer_theta(request: Request) -> float:
-    """The base for a runtime that looks for it outside `rope_scaling` and `rope_parameters`: in a key of its own, else
-    the default of the model's class.
+    """The base for a runtime that knows neither `rope_parameters` nor a base inside `rope_scaling`.
 
-    Raises Refused.
+    A key of its own, else the default of the model's class. Raises Refused.
     """
     source = request.rope.sources.get("rope_theta", "")
     if "rope_parameters" not in source and "rope_scaling" not in source:

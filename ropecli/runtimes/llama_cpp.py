@@ -19,7 +19,7 @@ from ropecli.runtimes.formulas import (
     unscaled,
 )
 from ropecli.runtimes.keys import LOCAL_THETAS, block, length, local_layer, max_positions, number, numbers, optional
-from ropecli.runtimes.reading import Keys, Reading, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Request, Runtime
 from ropecli.spec import RopeSpec, Yarn
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -88,36 +88,34 @@ def _theta(request: Request, parameters: Keys) -> float:
     return request.default_rope_theta
 
 
-def _compute(
-    request: Request, parameters: Keys, base: RopeSpec, longest: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(request: Request, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     kind = str(parameters.get("rope_type") or "default")
     factor = optional(parameters, "factor")
+    computed: Computed
     match kind.lower():
         case "linear" if factor is not None:
-            return linear(base, factor), 1.0, ()
+            computed = linear(base, factor), 1.0, ()
         case "yarn" if factor is not None:
-            return _yarn(request, parameters, base, factor)
+            computed = _yarn(request, parameters, base, factor)
         case "llama3" if request.architecture in LLAMA3_ARCHITECTURES:
             low, high = number(parameters, "low_freq_factor", 1.0), number(parameters, "high_freq_factor", 4.0)
             original = length(parameters, _ORIGINAL, 8192)
-            return rotation_ramp(base, number(parameters, "factor", 8.0), original, low, high), 1.0, ()
+            computed = rotation_ramp(base, number(parameters, "factor", 8.0), original, low, high), 1.0, ()
         case "longrope" | "su" if request.architecture in _PHI3 | _MINICPM:
-            return _longrope(request, parameters, base, longest)
+            computed = _longrope(request, parameters, base, longest)
         case "dynamic" if request.architecture in _HUNYUAN:
-            return ntk(base, number(parameters, "alpha", 1000.0)), 1.0, ()
+            computed = ntk(base, number(parameters, "alpha", 1000.0)), 1.0, ()
         case "proportional" if request.model_type.startswith("gemma4"):
             share = number(parameters, "partial_rotary_factor", 1.0)
-            return proportional(base, 1.0, share), 1.0, ()
+            computed = proportional(base, 1.0, share), 1.0, ()
         case "default" | "mrope":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case _:
-            return plain(base), 1.0, (f"{kind} silently dropped by the converter of this architecture",)
+            computed = plain(base), 1.0, (f"{kind} silently dropped by the converter of this architecture",)
+    return computed
 
 
-def _yarn(
-    request: Request, parameters: Keys, base: RopeSpec, factor: float
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _yarn(request: Request, parameters: Keys, base: RopeSpec, factor: float) -> Computed:
     """ggml's ramp: corners rounded outwards, never narrower than 0.001; betas of the file for Mistral-3 alone."""
     fast, slow, notes = 32.0, 1.0, []
     read = request.architecture in _MISTRAL3
@@ -141,9 +139,7 @@ def _yarn(
     return ramp_frequencies(spec, factor, low, max(low, high)), attention_factor, tuple(notes)
 
 
-def _longrope(
-    request: Request, parameters: Keys, base: RopeSpec, longest: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _longrope(request: Request, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     """Two tensors of divisors; the long one for a context above the original length, whatever the sequence."""
     original = length(parameters, _ORIGINAL, longest)
     short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")

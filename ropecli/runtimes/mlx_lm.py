@@ -27,7 +27,7 @@ from ropecli.runtimes.keys import (
     number,
     numbers,
 )
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.spec import RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -148,36 +148,38 @@ def _phi3(request: Request, scaling: Keys) -> Keys:
     return {**scaling, "type": "linear" if kind == "linear" else "longrope", _ORIGINAL: original}
 
 
-def _compute(request: Request, scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
+    computed: Computed
     match _type(scaling):
         case "default":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "mrope":
             if len(numbers(scaling, "mrope_section")) != 3:
                 raise Refused("mrope_section needs 3 sections")
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "linear":
-            return linear(base, number(scaling, "factor")), 1.0, ()
+            computed = linear(base, number(scaling, "factor")), 1.0, ()
         case "dynamic":
             number(scaling, "factor")
             notes = ("the base grows with the sequence; keys in the cache keep the base that they were made with",)
-            return plain(base), 1.0, notes
+            computed = plain(base), 1.0, notes
         case "llama3":
             low, high = number(scaling, "low_freq_factor", 1.0), number(scaling, "high_freq_factor", 4.0)
             original = length(scaling, _ORIGINAL, 8192)
-            return rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
+            computed = rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
         case "yarn" | "deepseek_yarn" | "telechat3-yarn":
-            return _yarn(scaling, base)
+            computed = _yarn(scaling, base)
         case "longrope":
-            return _longrope(request, scaling, base)
+            computed = _longrope(request, scaling, base)
         case "proportional":
             share = number(scaling, "partial_rotary_factor", 1.0)
-            return proportional(base, number(scaling, "factor", 1.0), share), 1.0, ()
+            computed = proportional(base, number(scaling, "factor", 1.0), share), 1.0, ()
         case other:
             raise Refused(f"unsupported RoPE type {other}")
+    return computed
 
 
-def _yarn(scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _yarn(scaling: Keys, base: RopeSpec) -> Computed:
     factor = number(scaling, "factor")
     fast, slow = number(scaling, "beta_fast", 32.0), number(scaling, "beta_slow", 1.0)
     inv_freq = index_ramp(base, factor, length(scaling, _ORIGINAL, 4096), fast, slow, truncate=True)
@@ -187,7 +189,7 @@ def _yarn(scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tupl
     return inv_freq, each_magnitude(factor, scaling), notes
 
 
-def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
     original, longest = length(scaling, _ORIGINAL), max_positions(request)
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
     notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor")

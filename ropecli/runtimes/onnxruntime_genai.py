@@ -16,7 +16,7 @@ from ropecli.runtimes.formulas import (
     unscaled,
 )
 from ropecli.runtimes.keys import ignored, length, local_layer, max_positions, number, numbers
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.standardised import standardised
 from ropecli.spec import RopeSpec
 
@@ -46,29 +46,33 @@ def _original(request: Request, parameters: Keys, longest: int) -> int:
     return length(parameters, _ORIGINAL, longest)
 
 
-def _compute(
-    request: Request, parameters: Keys, base: RopeSpec, longest: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(request: Request, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     original, kind = _original(request, parameters, longest), parameters.get("rope_type", "default")
     dropped = () if kind == "default" else (f"{kind} silently ignored",)
+    computed: Computed = plain(base), 1.0, dropped
     if request.architecture in _LLAMA:
-        if "low_freq_factor" not in parameters:
-            return plain(base), 1.0, dropped
-        low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor", 0.0)
-        return rotation_ramp(base, number(parameters, "factor", 0.0), original, low, high), 1.0, ()
-    if request.architecture in _PHI3:
-        return _phi3(parameters, base, longest, original) if "short_factor" in parameters else (plain(base), 1.0, ())
-    if request.architecture in _HUNYUAN:
-        return ntk(base, number(parameters, "alpha", 1.0)), 1.0, ignored(parameters, "alpha")
-    if "beta_fast" in parameters:
-        return _yarn(parameters, base, original)
-    if kind == "linear" and "factor" in parameters:
-        return linear(base, number(parameters, "factor")), 1.0, ()
-    reason = (f"{kind} silently ignored: there is no beta_fast",) if kind == "yarn" else dropped
-    return plain(base), 1.0, reason
+        if "low_freq_factor" in parameters:
+            computed = _llama3(parameters, base, original)
+    elif request.architecture in _PHI3:
+        if "short_factor" in parameters:
+            computed = _phi3(parameters, base, longest, original)
+    elif request.architecture in _HUNYUAN:
+        computed = ntk(base, number(parameters, "alpha", 1.0)), 1.0, ignored(parameters, "alpha")
+    elif "beta_fast" in parameters:
+        computed = _yarn(parameters, base, original)
+    elif kind == "linear" and "factor" in parameters:
+        computed = linear(base, number(parameters, "factor")), 1.0, ()
+    elif kind == "yarn":
+        computed = plain(base), 1.0, ("yarn silently ignored: there is no beta_fast",)
+    return computed
 
 
-def _yarn(parameters: Keys, base: RopeSpec, original: int) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _llama3(parameters: Keys, base: RopeSpec, original: int) -> Computed:
+    low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor", 0.0)
+    return rotation_ramp(base, number(parameters, "factor", 0.0), original, low, high), 1.0, ()
+
+
+def _yarn(parameters: Keys, base: RopeSpec, original: int) -> Computed:
     """The index ramp over the whole head, corners never rounded; stops unless 0 < lo < hi < D/2 − 1."""
     factor, slow = number(parameters, "factor"), number(parameters, "beta_slow", 0.0)
     if slow == 0:
@@ -98,9 +102,7 @@ def _magnitude(parameters: Keys, factor: float) -> float:
     return magnitude(factor) if parameters["rope_type"] == "yarn" else factor
 
 
-def _phi3(
-    parameters: Keys, base: RopeSpec, longest: int, original: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _phi3(parameters: Keys, base: RopeSpec, longest: int, original: int) -> Computed:
     """Two caches, switched by the length of the sequence."""
     if "type" not in parameters:
         raise Refused("KeyError: 'type'")

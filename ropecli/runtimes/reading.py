@@ -11,6 +11,9 @@ from ropecli.spec import LayerRope
 Keys: TypeAlias = Mapping[str, Any]
 """A JSON object of a config."""
 
+Computed: TypeAlias = tuple[tuple[float, ...], float, tuple[str, ...]]
+"""What a runtime's formula gives: inv_freq, attention factor, notes."""
+
 
 class Refused(RopeError):
     """A runtime would stop at this config; `problem` says why. Never leaves this package: it becomes a note."""

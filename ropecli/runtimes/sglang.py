@@ -1,6 +1,7 @@
 """SGLang: loads the config through transformers; missing keys get a default and a warning.
 
-Source: JustinTong0323/sglang 623300a5 (2026-06-25), `srt/layers/rotary_embedding/`, `srt/utils/hf_transformers/common.py`.
+Source: JustinTong0323/sglang 623300a5 (2026-06-25), `srt/layers/rotary_embedding/`,
+`srt/utils/hf_transformers/common.py`.
 """
 
 from ropecli.runtimes.formulas import (
@@ -9,14 +10,13 @@ from ropecli.runtimes.formulas import (
     longrope_magnitude,
     ntk,
     plain,
-    proportional,
     rotation_ramp,
     unscaled,
 )
 from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.standardised import standardised
-from ropecli.runtimes.vllm import Computed, deepseek_yarn, extrapolated, magnified, yarn_ramp
+from ropecli.runtimes.vllm_formulas import deepseek_yarn, extrapolated, gemma4_proportional, magnified, yarn_ramp
 from ropecli.spec import RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -43,34 +43,35 @@ def _context_length(request: Request, parameters: Keys) -> int:
 
 
 def _compute(kind: str, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
+    computed: Computed
     match kind:
         case "default":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "proportional":
-            share = number(parameters, "partial_rotary_factor", 1.0)
-            return proportional(base, 1.0, share), 1.0, ignored(parameters)
+            computed = gemma4_proportional(parameters, base)
         case "linear":
             if not isinstance(parameters.get("factor", 1.0), float):
                 raise Refused(f"TypeError: factor must be a JSON float, such as {number(parameters, 'factor'):.1f}")
-            return linear(base, number(parameters, "factor", 1.0)), 1.0, ()
+            computed = linear(base, number(parameters, "factor", 1.0)), 1.0, ()
         case "dynamic" if "alpha" in parameters:
-            return ntk(base, number(parameters, "alpha")), 1.0, ignored(parameters, "alpha")
+            computed = ntk(base, number(parameters, "alpha")), 1.0, ignored(parameters, "alpha")
         case "dynamic":
             factor = number(parameters, "factor", 1.0)
             notes = (f"one base for all lengths, that of {factor * longest:g} tokens",)
-            return ntk(base, factor * factor - (factor - 1)), 1.0, notes
+            computed = ntk(base, factor * factor - (factor - 1)), 1.0, notes
         case "yarn":
-            return _yarn(parameters, base, longest)
+            computed = _yarn(parameters, base, longest)
         case "deepseek_yarn":
-            return deepseek_yarn({"factor": 1.0, _ORIGINAL: longest, **parameters}, base)
+            computed = deepseek_yarn({"factor": 1.0, _ORIGINAL: longest, **parameters}, base)
         case "llama3":
             low, high = number(parameters, "low_freq_factor", 1.0), number(parameters, "high_freq_factor", 4.0)
             original = length(parameters, _ORIGINAL, longest)
-            return rotation_ramp(base, number(parameters, "factor", 1.0), original, low, high), 1.0, ()
+            computed = rotation_ramp(base, number(parameters, "factor", 1.0), original, low, high), 1.0, ()
         case "longrope":
-            return _longrope(parameters, base, longest)
+            computed = _longrope(parameters, base, longest)
         case other:
             raise Refused(f"unknown RoPE scaling type {other!r}")
+    return computed
 
 
 def _yarn(parameters: Keys, base: RopeSpec, longest: int) -> Computed:

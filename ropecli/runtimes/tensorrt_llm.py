@@ -18,7 +18,7 @@ from ropecli.runtimes.formulas import (
     unscaled,
 )
 from ropecli.runtimes.keys import block, ignored, length, local_layer, max_positions, number, numbers, shown
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.spec import RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -61,35 +61,33 @@ def _original(config: Keys, scaling: Keys) -> int:
     return 1024
 
 
-def _compute(
-    kind: object, scaling: Keys, base: RopeSpec, longest: int, original: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(kind: object, scaling: Keys, base: RopeSpec, longest: int, original: int) -> Computed:
+    computed: Computed
     match kind:
         case None | "default" | "mrope":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "linear":
             notes = (f"serves factor · {longest} tokens, but its table has {longest} rows",)
-            return linear(base, number(scaling, "factor", 1.0)), 1.0, notes
+            computed = linear(base, number(scaling, "factor", 1.0)), 1.0, notes
         case "dynamic":
             idle = () if "factor" not in scaling else ("factor ignored: only alpha counts",)
-            return ntk(base, number(scaling, "alpha", 1.0)), 1.0, idle
+            computed = ntk(base, number(scaling, "alpha", 1.0)), 1.0, idle
         case "llama3":
             low, high = number(scaling, "low_freq_factor", 1.0), number(scaling, "high_freq_factor", 4.0)
-            return rotation_ramp(base, number(scaling, "factor", 1.0), original, low, high), 1.0, ()
+            computed = rotation_ramp(base, number(scaling, "factor", 1.0), original, low, high), 1.0, ()
         case "yarn":
             factor = number(scaling, "factor", 1.0)
             fast, slow = number(scaling, "beta_fast", 32.0), number(scaling, "beta_slow", 1.0)
             inv_freq = index_ramp(base, factor, original, fast, slow, truncate=True)
-            return inv_freq, each_magnitude(factor, scaling), ignored(scaling, *_YARN)
+            computed = inv_freq, each_magnitude(factor, scaling), ignored(scaling, *_YARN)
         case "longrope":
-            return _longrope(scaling, base, longest, original)
+            computed = _longrope(scaling, base, longest, original)
         case other:
             raise Refused(f"unknown scaling type {shown(other)}")
+    return computed
 
 
-def _longrope(
-    scaling: Keys, base: RopeSpec, longest: int, original: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _longrope(scaling: Keys, base: RopeSpec, longest: int, original: int) -> Computed:
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
     notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
     if short != long:

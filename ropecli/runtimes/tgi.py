@@ -25,7 +25,7 @@ from ropecli.runtimes.keys import (
     outer_theta,
     rope_type,
 )
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.transformers4 import rope_parameters_unread
 from ropecli.spec import RopeSpec
 
@@ -45,35 +45,33 @@ def rule(request: Request) -> Reading:
     return Reading(inv_freq, attention_factor, longest, notes + more)
 
 
-def _compute(
-    config: Keys, scaling: Keys, base: RopeSpec, longest: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
+    computed: Computed
     match rope_type(scaling, "rope_type", "type"):
         case "default" | "mrope":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "linear":
-            return plain(base), 1.0, ("linear accepted and not applied",)
+            computed = plain(base), 1.0, ("linear accepted and not applied",)
         case "dynamic":
             ntk(base, number(scaling, "factor"))
-            return plain(base), 1.0, (f"the base grows beyond {longest} tokens and never shrinks again",)
+            computed = plain(base), 1.0, (f"the base grows beyond {longest} tokens and never shrinks again",)
         case "llama3":
             low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
             original = length(scaling, _ORIGINAL)
-            return rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
+            computed = rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
         case "yarn":
             factor = number(scaling, "factor")
             notes = ignored(scaling, "factor", _ORIGINAL, "mscale", "mscale_all_dim")
             inv_freq = index_ramp(base, factor, length(scaling, _ORIGINAL), truncate=True)
-            return inv_freq, each_magnitude(factor, scaling), notes
+            computed = inv_freq, each_magnitude(factor, scaling), notes
         case "su" | "longrope":
-            return _longrope(config, scaling, base, longest)
+            computed = _longrope(config, scaling, base, longest)
         case other:
             raise Refused(f"rope scaling type {other} is not implemented")
+    return computed
 
 
-def _longrope(
-    config: Keys, scaling: Keys, base: RopeSpec, longest: int
-) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _longrope(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     """Both lists in one table: short below the original length, long from there on. mscale keys stretch the angles."""
     original = length(config, _ORIGINAL)
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")

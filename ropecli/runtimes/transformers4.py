@@ -28,7 +28,7 @@ from ropecli.runtimes.keys import (
     outer_theta,
     rope_type,
 )
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.transformers5 import KNOWN
 from ropecli.spec import RopeSpec
 
@@ -66,32 +66,38 @@ def _scaling(given: Keys, request: Request) -> dict[str, Any]:
     return scaling | {"rope_type": kind}
 
 
-def _compute(scaling: Keys, base: RopeSpec, request: Request) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
+    computed: Computed
     match scaling["rope_type"]:
         case "default":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "linear":
-            return linear(base, number(scaling, "factor")), 1.0, ()
+            computed = linear(base, number(scaling, "factor")), 1.0, ()
         case "dynamic":
             ntk(base, number(scaling, "factor"))
-            return plain(base), 1.0, (f"the base grows with the sequence beyond {max_positions(request)} tokens",)
+            computed = plain(base), 1.0, (f"the base grows with the sequence beyond {max_positions(request)} tokens",)
         case "yarn":
-            factor, given = number(scaling, "factor"), optional(scaling, "attention_factor")
-            original = length(scaling, _ORIGINAL) if scaling.get(_ORIGINAL) else max_positions(request)
-            fast, slow = optional(scaling, "beta_fast") or 32.0, optional(scaling, "beta_slow") or 1.0
-            inv_freq = index_ramp(base, factor, original, fast, slow, truncate=scaling.get("truncate", True))
-            return inv_freq, pair_magnitude(factor, scaling) if given is None else given, ()
+            computed = _yarn(scaling, base, max_positions(request))
         case "longrope":
-            return _longrope(scaling, base, request)
+            computed = _longrope(scaling, base, request)
         case "llama3":
             original, factor = length(scaling, _ORIGINAL), number(scaling, "factor")
             low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
-            return rotation_ramp(base, factor, original, low, high), 1.0, ()
+            computed = rotation_ramp(base, factor, original, low, high), 1.0, ()
         case other:
             raise Refused(f"KeyError: {other!r} when the model is built")
+    return computed
 
 
-def _longrope(scaling: Keys, base: RopeSpec, request: Request) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> Computed:
+    factor, given = number(scaling, "factor"), optional(scaling, "attention_factor")
+    original = length(scaling, _ORIGINAL) if scaling.get(_ORIGINAL) else longest
+    fast, slow = optional(scaling, "beta_fast") or 32.0, optional(scaling, "beta_slow") or 1.0
+    inv_freq = index_ramp(base, factor, original, fast, slow, truncate=scaling.get("truncate", True))
+    return inv_freq, pair_magnitude(factor, scaling) if given is None else given, ()
+
+
+def _longrope(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
     """The original length stands at the top level or is M; the one in the dict is not read."""
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
     longest, given = max_positions(request), optional(scaling, "attention_factor")

@@ -16,7 +16,7 @@ from ropecli.runtimes.formulas import (
     unscaled,
 )
 from ropecli.runtimes.keys import length, max_positions, number, numbers, optional
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.standardised import Standardised, standardised
 from ropecli.spec import RopeSpec
 
@@ -48,32 +48,34 @@ def rule(request: Request) -> Reading:
     return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + warned + notes)
 
 
-def _compute(keys: Standardised, base: RopeSpec, request: Request) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _compute(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
     parameters = keys.parameters
+    computed: Computed
     match keys.rope_type:
         case "default":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "linear":
-            return linear(base, number(parameters, "factor")), 1.0, ()
+            computed = linear(base, number(parameters, "factor")), 1.0, ()
         case "dynamic":
             ntk(base, number(parameters, "factor"))
-            return plain(base), 1.0, (f"the base grows with the sequence beyond {max_positions(request)} tokens",)
+            computed = plain(base), 1.0, (f"the base grows with the sequence beyond {max_positions(request)} tokens",)
         case "yarn":
-            return _yarn(keys, base, request)
+            computed = _yarn(keys, base, request)
         case "longrope":
-            return _longrope(parameters, base, request)
+            computed = _longrope(parameters, base, request)
         case "llama3":
             original, factor = length(parameters, _ORIGINAL), number(parameters, "factor")
             low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
-            return rotation_ramp(base, factor, original, low, high), 1.0, ()
+            computed = rotation_ramp(base, factor, original, low, high), 1.0, ()
         case "proportional":
             share = number(parameters, "partial_rotary_factor", 1.0)
-            return proportional(base, number(parameters, "factor", 1.0), share), 1.0, ()
+            computed = proportional(base, number(parameters, "factor", 1.0), share), 1.0, ()
         case other:
             raise Refused(f"KeyError: {other!r} when the model is built")
+    return computed
 
 
-def _yarn(keys: Standardised, base: RopeSpec, request: Request) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _yarn(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
     parameters = keys.parameters
     original = length(parameters, _ORIGINAL)
     if "factor" not in parameters:
@@ -94,7 +96,7 @@ def _yarn(keys: Standardised, base: RopeSpec, request: Request) -> tuple[tuple[f
     return index_ramp(base, factor, original, fast, slow, truncate=truncate), attention_factor, notes
 
 
-def _longrope(parameters: Keys, base: RopeSpec, request: Request) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+def _longrope(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
     original = length(parameters, _ORIGINAL)
     short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
     factor, given = optional(parameters, "factor"), optional(parameters, "attention_factor")

@@ -12,27 +12,21 @@ from typing import TypeAlias
 from ropecli.frequencies import base_frequencies
 from ropecli.runtimes.formulas import (
     divided,
-    each_magnitude,
-    index_ramp,
     linear,
     longrope_magnitude,
-    magnitude,
     ntk,
     pair_magnitude,
     plain,
-    proportional,
     rotation_ramp,
     unscaled,
 )
 from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional
-from ropecli.runtimes.reading import Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.standardised import Standardised, standardised
+from ropecli.runtimes.vllm_formulas import deepseek_yarn, extrapolated, gemma4_proportional, yarn_ramp
 from ropecli.spec import RopeSpec, default_attention_factor
 
 _ORIGINAL = "original_max_position_embeddings"
-
-Computed: TypeAlias = tuple[tuple[float, ...], float, tuple[str, ...]]
-"""inv_freq, attention factor, notes."""
 
 Yarn: TypeAlias = Callable[[Keys, RopeSpec], Computed]
 """How a version of vLLM computes `yarn` from the parameters and the unscaled base."""
@@ -53,18 +47,6 @@ def later_yarn(parameters: Keys, base: RopeSpec) -> Computed:
     attention_factor = pair_magnitude(factor, parameters) if given is None else given
     read = ("factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
     return yarn_ramp(parameters, base), attention_factor, ignored(parameters, *read)
-
-
-def yarn_ramp(parameters: Keys, base: RopeSpec, *, truncate: object = None) -> tuple[float, ...]:
-    """The index ramp with the file's betas; `truncate` as in the file unless given."""
-    return index_ramp(
-        base,
-        number(parameters, "factor"),
-        length(parameters, _ORIGINAL),
-        number(parameters, "beta_fast", 32.0),
-        number(parameters, "beta_slow", 1.0),
-        truncate=parameters.get("truncate", True) if truncate is None else truncate,
-    )
 
 
 def context_length(request: Request, keys: Standardised) -> int:
@@ -107,37 +89,39 @@ def _compute(request: Request, keys: Standardised, base: RopeSpec, yarn: Yarn, c
     parameters, kind = keys.parameters, _type(keys.parameters)
     if request.rope.mla and kind != "default":
         kind = "deepseek_yarn"
+    computed: Computed
     match kind:
         case "default":
-            return plain(base), 1.0, ()
+            computed = plain(base), 1.0, ()
         case "proportional":
-            share = number(parameters, "partial_rotary_factor", 1.0)
-            return proportional(base, 1.0, share), 1.0, ignored(parameters)
+            computed = gemma4_proportional(parameters, base)
         case "linear":
-            return _linear(parameters, base, request)
-        case "ntk":
-            return _ntk(parameters, base), 1.0, ()
+            computed = _linear(parameters, base, request)
+        case "ntk" | "xdrope":
+            computed = _static_ntk(parameters, base, kind), 1.0, ()
         case "dynamic":
-            return _dynamic(parameters, base, max_positions(request))
-        case "xdrope":
-            return ntk(base, number(parameters, "alpha")), 1.0, ()
+            computed = _dynamic(parameters, base, max_positions(request))
         case "yarn" if "mrope_section" in parameters:
-            inv_freq, attention_factor, notes = yarn(parameters | {_ORIGINAL: 4 * length(parameters, _ORIGINAL)}, base)
-            return inv_freq, attention_factor, (*notes, "with mrope the ramp is computed for 4 times the length")
+            computed = _mrope_yarn(parameters, base, yarn)
         case "yarn":
-            return yarn(parameters, base)
+            computed = yarn(parameters, base)
         case "deepseek_yarn" | "deepseek_llama_scaling":
-            return deepseek_yarn(parameters, base)
+            computed = deepseek_yarn(parameters, base)
         case "telechat3-yarn":
-            return _telechat3(parameters, base, max_positions(request))
+            computed = _telechat3(parameters, base, max_positions(request))
         case "llama3":
-            low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
-            factor, original = number(parameters, "factor"), length(parameters, _ORIGINAL)
-            return rotation_ramp(base, factor, original, low, high), 1.0, ()
+            computed = _llama3(parameters, base)
         case "longrope":
-            return _longrope(parameters, base, max_positions(request), context)
+            computed = _longrope(parameters, base, max_positions(request), context)
         case other:
             raise Refused(f"unknown RoPE scaling type {other!r}")
+    return computed
+
+
+def _llama3(parameters: Keys, base: RopeSpec) -> Computed:
+    low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
+    factor, original = number(parameters, "factor"), length(parameters, _ORIGINAL)
+    return rotation_ramp(base, factor, original, low, high), 1.0, ()
 
 
 def _linear(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
@@ -148,8 +132,16 @@ def _linear(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
     return linear(base, number(parameters, "factor")), 1.0, notes
 
 
-def _ntk(parameters: Keys, base: RopeSpec) -> tuple[float, ...]:
-    """Fixed NTK, (b·s)^(−2d/D) / s^(2/D), or the mixed one, theta_d / exp(a·(d+1)^mixed_b)."""
+def _mrope_yarn(parameters: Keys, base: RopeSpec, yarn: Yarn) -> Computed:
+    longer = {**parameters, _ORIGINAL: 4 * length(parameters, _ORIGINAL)}
+    inv_freq, attention_factor, notes = yarn(longer, base)
+    return inv_freq, attention_factor, (*notes, "with mrope the ramp is computed for 4 times the length")
+
+
+def _static_ntk(parameters: Keys, base: RopeSpec, kind: str) -> tuple[float, ...]:
+    """Hunyuan's `alpha`; fixed NTK, (b·s)^(−2d/D) / s^(2/D); or the mixed one, theta_d / exp(a·(d+1)^mixed_b)."""
+    if kind == "xdrope":
+        return ntk(base, number(parameters, "alpha"))
     factor, mixed = number(parameters, "factor"), optional(parameters, "mixed_b")
     if mixed is None:
         return linear(replace(base, rope_theta=base.rope_theta * factor), factor ** (2 / base.rotary_dim))
@@ -165,28 +157,6 @@ def _dynamic(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     inv_freq = ntk(base, factor * longest / trained - (factor - 1))
     idle = () if "max_trained_positions" in parameters else ("factor has no effect without max_trained_positions",)
     return inv_freq, 1.0, (*idle, "one base for all lengths")
-
-
-def deepseek_yarn(parameters: Keys, base: RopeSpec) -> Computed:
-    """YaRN of the models with latent attention: always truncated, mscale keys with a default each, times attn_factor.
-
-    Source: `deepseek_scaling_rope.py`; SGLang's class of the same name is equal.
-    """
-    factor = number(parameters, "factor")
-    attention_factor = each_magnitude(factor, parameters) * number(parameters, "attn_factor", 1.0)
-    keys = ("factor", _ORIGINAL, "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow")
-    notes = ignored(parameters, *keys, "mscale", "mscale_all_dim", "apply_yarn_scaling")
-    inv_freq = extrapolated(parameters, base, yarn_ramp(parameters, base, truncate=True))
-    return inv_freq, attention_factor, notes
-
-
-def extrapolated(parameters: Keys, base: RopeSpec, inv_freq: tuple[float, ...]) -> tuple[float, ...]:
-    """`extrapolation_factor` weighs how much of the ramp is applied: w/s + e·(ramped − w/s)."""
-    share = number(parameters, "extrapolation_factor", 1.0)
-    if share == 1:
-        return inv_freq
-    divided_all = linear(base, number(parameters, "factor"))
-    return tuple(low + share * (w - low) for w, low in zip(inv_freq, divided_all, strict=True))
 
 
 def _telechat3(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
@@ -209,11 +179,6 @@ def _longrope(parameters: Keys, base: RopeSpec, longest: int, context: int) -> C
     if short != long:
         notes += (f"long_factor at every length where --max-model-len is above {original}, else short_factor",)
     return divided(base, long if beyond else short), default if mscale is None else mscale, notes
-
-
-def magnified(parameters: Keys) -> float:
-    """The default temperature times `attn_factor`, as YaRN was before `attention_factor` was read."""
-    return magnitude(number(parameters, "factor")) * number(parameters, "attn_factor", 1.0)
 
 
 RUNTIME = Runtime("vllm", "0cd57848 (after 2026-08)", lambda request: rule(request, later_yarn))
