@@ -176,7 +176,7 @@ def _layout_problems(header: GgufHeader) -> Iterator[Problem]:
         if tensor.end > size:
             yield Problem(where, f"the tensor ends at byte {tensor.end}, the file has {size}", again)
         if expected is not None and tensor.begin != expected:
-            yield Problem(where, f"the tensor begins at byte {tensor.begin}, expected {expected}", again)
+            yield Problem(where, f"the tensor begins at byte {tensor.begin}, expected {expected}", "convert it again")
         expected = _aligned(tensor.end, header.alignment)
 
 

@@ -78,7 +78,8 @@ class Params:
         try:
             yield
         except BadParameter as error:
-            error.where = self.sources.get(error.where, error.where)
+            name, bracket, index = error.where.partition("[")
+            error.where = self.sources.get(name, name) + bracket + index
             raise
 
 
