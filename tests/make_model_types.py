@@ -45,18 +45,19 @@ KEPT = (
 LISTS = ("layer_types", "layers_block_type", "block_types", "no_rope_layers")
 """Attributes with one value a layer: their shortest repeating part is kept."""
 
-TRIED: Mapping[str, Any] = {
+ELSEWHERE: Mapping[str, Any] = {
     "rotary_emb_base": 12345.0,
     "rotary_embedding_base": 12345.0,
     "rope_base": 12345.0,
-    "rotary_pct": 0.5,
-    "rope_pct": 0.5,
-    "rotary_emb_fraction": 0.5,
+    "rotary_pct": 0.75,
+    "rope_pct": 0.75,
+    "rotary_emb_fraction": 0.75,
     "rope_ratio": 0.5,
-    "rope_scaling": {"rope_type": "linear", "factor": 3.0},
-    "head_dim": 96,
 }
-"""Keys that some class reads: each is tried on each class, and those without an effect are named in the data."""
+"""Keys that few classes read (`hf_types.ELSEWHERE`): each is tried on each class, and those that it reads are kept."""
+
+COMMON: Mapping[str, Any] = {"rope_theta": 12345.0, "partial_rotary_factor": 0.75, "rope_scaling": {}, "head_dim": 112}
+"""Keys that nearly all classes read: each is tried on each class, and those that it does not read are kept."""
 
 THETA_KEYS = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
 THETA_KEYS += ("swa_rope_theta", "compress_rope_theta")
@@ -116,6 +117,7 @@ REMOTE: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 10000.0,
         "partial_rotary_factor": 0.5,
         "layout": "interleaved",
+        "reads": ["rope_ratio"],
     },
 }
 """Types whose code is not in transformers but in the checkpoint, and that say less than they do."""
@@ -195,15 +197,29 @@ def entry(config: PreTrainedConfig) -> dict[str, Any]:
         facts["max_position_embeddings"] = config.model_max_length
     if has_rope(config):
         facts |= rope_facts(config)
-        facts["unread"] = [key for key, value in TRIED.items() if not has_effect(config, key, value)]
+        facts["reads"] = [key for key, value in ELSEWHERE.items() if has_effect(config, {key: value})]
+        facts["unread"] = [key for key in COMMON if not is_read(config, key)]
+        for key in ("reads", "unread"):
+            if not facts[key]:
+                del facts[key]
     return facts
 
 
-def has_effect(config: PreTrainedConfig, key: str, value: Any) -> bool:
-    """Whether a key changes what the rotary module computes, or the class refuses it as it would any bad value."""
+def is_read(config: PreTrainedConfig, key: str) -> bool:
+    """Whether one of the common keys changes anything, alone or beside a scaling object."""
+    scaling = {"rope_type": "linear", "factor": 3.0}
+    if key == "rope_scaling":
+        return has_effect(config, {key: scaling})
+    if key == "rope_theta" and nested(config.rope_parameters):
+        return True  # the groups say which of them reads it
+    return has_effect(config, {key: COMMON[key]}) or has_effect(config, {key: COMMON[key]}, {"rope_scaling": scaling})
+
+
+def has_effect(config: PreTrainedConfig, keys: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> bool:
+    """Whether keys change what the rotary module computes, or the class refuses them as it would any bad value."""
     try:
-        changed = type(config)(**{key: json.loads(json.dumps(value))})
-        return frequencies(changed) != frequencies(type(config)())
+        before = frequencies(type(config)(**json.loads(json.dumps(beside or {}))))
+        return frequencies(type(config)(**json.loads(json.dumps({**keys, **(beside or {})})))) != before
     except Exception:  # noqa: BLE001  a class may refuse a key in any way it likes
         return True
 

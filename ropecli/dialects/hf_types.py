@@ -5,7 +5,8 @@ The facts are data: `model_types.json`, made from the installed transformers by 
     types         model_type → its defaults as config keys, and the facts below
       layout      "interleaved" where the code rotates neighbours; half-split elsewhere
       whole_head  the code rotates the whole head whatever `partial_rotary_factor` says, unless it is scaled
-      unread      keys that other model types read and this one does not
+      reads       of the keys in `ELSEWHERE`, those that this type reads
+      unread      keys that nearly every type reads and this one does not
       groups      its default is nested: layer type → default dict, fallback θ, the keys that set θ, whether a flat
                   `rope_scaling` lands there, and whether its `type` is then not read (`rope_type` is)
       rope_layers the layer types that rotate, where others do not
@@ -24,6 +25,19 @@ from typing import Any
 
 from ropecli.dialects.hf_keys import Json, Place
 
+ELSEWHERE = frozenset(
+    (
+        "rotary_emb_base",
+        "rotary_embedding_base",
+        "rope_base",
+        "rotary_pct",
+        "rope_pct",
+        "rotary_emb_fraction",
+        "rope_ratio",
+    )
+)
+"""Keys of a few model types. Others do not read them, so that a stray one changes nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class TypeFacts:
@@ -40,8 +54,9 @@ class TypeFacts:
 
     @property
     def unread(self) -> frozenset[str]:
-        """Keys that mean something elsewhere, and that this model type does not read."""
-        return frozenset(self.data.get("unread", ()))
+        """Keys that mean something elsewhere, and that this model type does not read; none for an unknown type."""
+        foreign = ELSEWHERE.difference(self.data.get("reads", ())) if self.known else ()
+        return frozenset((*foreign, *self.data.get("unread", ())))
 
 
 @cache
