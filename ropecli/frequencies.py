@@ -132,7 +132,7 @@ def frequencies(spec: RopeSpec, length: int | None = None) -> Frequencies:
         case Ntk():
             inv_freq = base_frequencies(ntk_base(spec.rope_theta, spec.rotary_dim, scaling.factor), spec.rotary_dim)
         case Dynamic():
-            # the docstring's s·l'/L − (s−1), written so that no digits cancel
+            # s·l'/L − (s−1), written so that no digits cancel
             stretch = 1 + scaling.factor * max(tokens - spec.original_length, 0) / spec.original_length
             inv_freq = base_frequencies(ntk_base(spec.rope_theta, spec.rotary_dim, stretch), spec.rotary_dim)
         case NtkByParts():
