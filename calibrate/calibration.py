@@ -4,13 +4,15 @@ Light on purpose: `ropecli convert --from` reads these files without importing t
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ropecli.errors import BadCalibration, BadParameter
-from ropecli.spec import Longrope, RopeSpec, Scaling, Yarn, default_attention_factor, scaling_to_json
+from ropecli.errors import BadCalibration, BadParameter, NoResource
+from ropecli.frequencies import frequencies
+from ropecli.spec import LARGEST, Longrope, RopeSpec, Scaling, Yarn, scaling_to_json
 
 KIND = "ropecli.calibration"
 ORIGINAL = "original_max_position_embeddings"
@@ -44,7 +46,8 @@ class Calibrated:
     def onto(self, spec: RopeSpec) -> RopeSpec:
         """This calibration on the geometry of a checkpoint.
 
-        Raises BadCalibration when the base, or the number of pairs, is not the one that was calibrated.
+        Raises BadCalibration when the base, or the number of pairs, is not the one that was calibrated, or when the
+        parameters do not give the table that was scored.
         """
         if spec.rope_theta != self.rope_theta:
             raise BadCalibration(
@@ -58,38 +61,49 @@ class Calibrated:
                 where="inv_freq",
                 hint="calibrate this checkpoint",
             )
-        length = round(self.original_length * self.scaling.factor)
-        return replace(spec, scaling=self.scaling, original_length=self.original_length, max_length=length)
+        try:
+            length = round(self.original_length * self.scaling.factor)
+            onto = replace(spec, scaling=self.scaling, original_length=self.original_length, max_length=length)
+        except BadParameter as error:
+            raise BadCalibration(error.problem, where=f"rope.{error.where}", hint=error.hint) from error
+        now = frequencies(onto, length).inv_freq
+        if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(now, self.inv_freq, strict=True)):
+            raise BadCalibration(
+                "the parameters under rope do not give this table, which is the one that was scored",
+                where="inv_freq",
+                hint="was the file edited? `ropecli convert --rope-type` takes parameters by hand",
+            )
+        return onto
+
+
+def _finite(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadCalibration(f"expected a number, found {value!r:.60}", where=where)
+    if not -LARGEST <= value <= LARGEST:  # a number that is none fails both, too
+        raise BadCalibration(f"expected a finite number, found {value!r:.60}", where=where)
+    return float(value)
 
 
 def _number(block: Mapping[str, Any], key: str) -> float:
-    value = block.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadCalibration(f"expected a number, found {value!r}", where=f"rope.{key}")
-    return float(value)
+    return _finite(block.get(key), f"rope.{key}")
 
 
 def _scaling(block: Mapping[str, Any]) -> Scaling:
     match block.get("rope_type"):
         case "yarn":
-            factor = _number(block, "factor")
-            return Yarn(
-                factor,
-                _number(block, "attention_factor") if "attention_factor" in block else default_attention_factor(factor),
-                _number(block, "beta_fast") if "beta_fast" in block else 32.0,
-                _number(block, "beta_slow") if "beta_slow" in block else 1.0,
-            )
+            factor, m = _number(block, "factor"), _number(block, "attention_factor")
+            return Yarn(factor, m, _number(block, "beta_fast"), _number(block, "beta_slow"))
         case "longrope":
             lists = {key: block.get(key) for key in ("short_factor", "long_factor")}
             for key, value in lists.items():
                 if not isinstance(value, list):
-                    raise BadCalibration(f"expected a list of numbers, found {value!r}", where=f"rope.{key}")
+                    raise BadCalibration(f"expected a list of numbers, found {value!r:.60}", where=f"rope.{key}")
             m = _number(block, "attention_factor")
             short = _number(block, "short_attention_factor") if "short_attention_factor" in block else m
             short_factor, long_factor = (tuple(value or ()) for value in lists.values())
             return Longrope(_number(block, "factor"), short_factor, long_factor, m, short)
         case other:
-            raise BadCalibration(f"expected yarn or longrope, found {other!r}", where="rope.rope_type")
+            raise BadCalibration(f"expected yarn or longrope, found {other!r:.60}", where="rope.rope_type")
 
 
 def calibrated_from_json(data: Any, where: str) -> Calibrated:
@@ -98,24 +112,26 @@ def calibrated_from_json(data: Any, where: str) -> Calibrated:
         if not isinstance(data, dict) or data.get("kind") != KIND:
             found = data.get("kind") if isinstance(data, dict) else type(data).__name__
             raise BadCalibration(
-                f"expected kind {KIND!r}, found {found!r}", hint="write one with: ropecli calibrate MODEL --data F"
+                f"expected kind {KIND!r}, found {found!r:.60}",
+                where="kind",
+                hint="write one with: ropecli calibrate MODEL --data F",
             )
-        if data.get("schema_version") != 1:
-            raise BadCalibration(f"expected 1, found {data.get('schema_version')!r}", where="schema_version")
+        version = data.get("schema_version")
+        if isinstance(version, bool) or version != 1:
+            raise BadCalibration(f"expected 1, found {version!r:.60}", where="schema_version")
         block, checkpoint, inv_freq = data.get("rope"), data.get("checkpoint"), data.get("inv_freq")
         if not isinstance(block, dict):
-            raise BadCalibration(f"expected an object, found {block!r}", where="rope")
-        numbers = isinstance(inv_freq, list) and all(isinstance(v, int | float) for v in inv_freq)
-        if not numbers or not inv_freq:
-            raise BadCalibration("expected a list of numbers", where="inv_freq")
+            raise BadCalibration(f"expected an object, found {block!r:.60}", where="rope")
+        if not isinstance(inv_freq, list) or not inv_freq:
+            raise BadCalibration(f"expected a list of numbers, found {inv_freq!r:.60}", where="inv_freq")
         original = block.get(ORIGINAL)
         if isinstance(original, bool) or not isinstance(original, int) or original < 1:
-            raise BadCalibration(f"expected a whole number above 0, found {original!r}", where=f"rope.{ORIGINAL}")
+            raise BadCalibration(f"expected a whole number above 0, found {original!r:.60}", where=f"rope.{ORIGINAL}")
         return Calibrated(
             _scaling(block),
             _number(block, "rope_theta"),
             original,
-            tuple(float(v) for v in inv_freq),
+            tuple(_finite(value, f"inv_freq[{index}]") for index, value in enumerate(inv_freq)),
             str(data.get("decision", "")),
             str(checkpoint.get("model_type", "")) if isinstance(checkpoint, dict) else "",
         )
@@ -131,8 +147,8 @@ def read_calibration(text: str, where: str) -> Calibrated:
         raise BadCalibration("empty", where=where, hint="did the calibration before the pipe end with an error?")
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        place = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:
+        place = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "too deep, or a number too long"
         raise BadCalibration(
             f"not JSON ({place})", where=where, hint="expected a file that ropecli calibrate wrote"
         ) from error
@@ -155,6 +171,14 @@ class Validation:
     default_ppl: float
     ppl: float
     baselines: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """One row of `validation`. JSON has no infinity: the interval of a single document is null."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        numbers = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+        known = all(math.isfinite(end) for end in self.ci95)
+        baselines = {key: value if math.isfinite(value) else None for key, value in self.baselines.items()}
+        return numbers | {"ci95": list(self.ci95) if known else None, "baselines": baselines}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +220,7 @@ class Calibration:
             "reason": self.reason,
             "notes": list(self.notes),
             "calibration": dict(self.calibration),
-            "validation": [
-                {name: list(v) if isinstance(v := getattr(row, name), tuple) else v for name in Validation.__slots__}
-                for row in self.validation
-            ],
+            "validation": [row.to_json() for row in self.validation],
             "cost": dict(self.cost),
             "search": dict(self.search),
             "data": [dict(source) for source in self.data],
@@ -209,7 +230,13 @@ class Calibration:
 
 
 def write_text_whole(text: str, path: Path) -> None:
-    """Write a small file so that it appears whole or not at all. The folder must exist."""
+    """Write a small file so that it appears whole or not at all. The folder must exist. Raises NoResource."""
     stage = path.with_name(f".{path.name}.partial")
-    stage.write_text(text, "utf-8")
-    stage.replace(path)
+    try:
+        try:
+            stage.write_text(text, "utf-8")
+            stage.replace(path)
+        finally:
+            stage.unlink(missing_ok=True)
+    except OSError as error:
+        raise NoResource(f"cannot be written ({error.strerror})", where=str(path)) from error

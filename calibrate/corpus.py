@@ -8,6 +8,7 @@ count as documents.
 import hashlib
 import json
 import random
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,12 +56,15 @@ class Corpus:
     """Documents cut to one window length.
 
     too_short  documents that were left out because they hold less than one window
+    repeated   documents that were left out because an earlier one has the same text: on both sides of the split they
+               would let the search see what is held out
     blocks     whether a lone text was cut into blocks that stand for documents
     """
 
     documents: tuple[Document, ...]
     length: int
     too_short: int
+    repeated: int
     blocks: bool
 
 
@@ -76,13 +80,14 @@ def _decode(path: str, data: bytes) -> str:
 
 
 def _jsonl_rows(path: str, text: str, field: str) -> Iterator[Text]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # not splitlines(): a JSON string may hold U+2028, U+0085 and others that it takes for the end of a line
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise BadData("expected one JSON object a line", where=where, hint="see https://jsonlines.org") from error
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             keys = ", ".join(list(row)[:8]) if isinstance(row, dict) else type(row).__name__
@@ -91,12 +96,14 @@ def _jsonl_rows(path: str, text: str, field: str) -> Iterator[Text]:
                 where=where,
                 hint="name it with --text-field",
             )
+        if any("\ud800" <= character <= "\udfff" for character in row[field]):
+            raise BadData("half of a surrogate pair, which is no character", where=f"{where}: {field}")
         yield Text(f"{path}:{number}", row[field])
 
 
 def _parquet_rows(path: Path, field: str) -> Iterator[Text]:
     try:
-        from pyarrow import parquet  # noqa: PLC0415 - an optional extra
+        from pyarrow import ArrowException, parquet  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise NoResource(
             "reading parquet needs pyarrow", where=str(path), hint='pip install "ropecli[parquet]"'
@@ -111,8 +118,8 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Text]:
                 hint="name it with --text-field",
             )
         column = [value for batch in table.iter_batches(columns=[field]) for value in batch.column(0).to_pylist()]
-    except (OSError, ValueError) as error:
-        raise BadData(f"not a readable parquet file ({str(error).splitlines()[0]})", where=str(path)) from error
+    except (OSError, ArrowException) as error:
+        raise BadData(f"not a readable parquet file ({str(error).partition(chr(10))[0]})", where=str(path)) from error
     for number, value in enumerate(column, 1):
         if not isinstance(value, str):
             raise BadData(f"expected text, found {type(value).__name__}", where=f"{path}: row {number}: {field}")
@@ -130,9 +137,14 @@ def _read_bytes(path: Path) -> bytes:
 
 def _files(given: str) -> list[Path]:
     path = Path(given)
-    if not path.exists():
-        raise BadData("no such file or folder", where=given, hint="check the path given to --data")
-    if not path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise BadData("no such file or folder", where=given, hint="check the path given to --data") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadData(f"cannot be read ({reason})", where=given[:200], hint="--data takes paths, not text") from error
+    if not stat.S_ISDIR(mode):
         return [path]
     found = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES + ROW_SUFFIXES and p.is_file())
     if not found:
@@ -163,6 +175,8 @@ def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Tex
                 raise BadData("binary data, expected text", where=name, hint="give .txt, .md, .jsonl or .parquet")
             texts.extend(rows)
             sources.append(Source(name, hashlib.sha256(data).hexdigest(), len(rows)))
+    if not any(text.text.strip() for text in texts):
+        raise BadData("empty, expected text", where=", ".join(paths))
     return texts, sources
 
 
@@ -186,7 +200,10 @@ def tokenize(texts: Sequence[Text], encode: Encode, length: int, *, bos: int | N
     """
     front = [] if bos is None else [bos]
     body = length - len(front)
-    encoded = [(text.name, encode(text.text)) for text in texts]
+    distinct: dict[str, str] = {}
+    for text in texts:
+        distinct.setdefault(text.text, text.name)
+    encoded = [(name, encode(text)) for text, name in distinct.items()]
     longest = max((len(ids) for _, ids in encoded), default=0)
     long_enough = [(name, ids) for name, ids in encoded if len(ids) >= body]
     if not long_enough:
@@ -205,7 +222,7 @@ def tokenize(texts: Sequence[Text], encode: Encode, length: int, *, bos: int | N
         most = windows or -(-BLOCKS // len(long_enough))
         cut = [(name, _cut(ids, body, most)) for name, ids in long_enough]
     documents = tuple(Document(name, tuple(tuple(front + ids) for ids in group[:most])) for name, group in cut)
-    return Corpus(documents, length, len(encoded) - len(long_enough), lone)
+    return Corpus(documents, length, len(encoded) - len(long_enough), len(texts) - len(encoded), lone)
 
 
 def split(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -69,7 +70,11 @@ def _calibrated(path: str, spec: RopeSpec) -> RopeSpec:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise BadCalibration(f"cannot be read ({reason})", where=path) from error
-    return read_calibration(text, path).onto(spec)
+    calibrated = read_calibration(text, path)
+    try:
+        return calibrated.onto(spec)
+    except BadCalibration as error:
+        raise error.at(path) from None
 
 
 def _spec_of(name: str, plain: RopeSpec, factor: float, length: int) -> RopeSpec:
@@ -112,6 +117,19 @@ class _Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class _Method:
+    """A name that was asked for and the embedding that it puts into a layer; spec None is the checkpoint as it is.
+
+    by_length  whether its frequencies depend on the length, so that a prefix of a longer window is no substitute
+    """
+
+    name: str
+    layer: str
+    spec: RopeSpec | None
+    by_length: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Subject:
     """One loaded checkpoint with everything that its rows need."""
 
@@ -121,17 +139,23 @@ class _Subject:
     lengths: tuple[int, ...]
     original_length: int
 
-    def score(self, layer: str, spec: RopeSpec | None, longest: int) -> _Pass:
-        """One pass over windows of `longest` tokens; spec None is the checkpoint as it is."""
+    def score(self, method: _Method, longest: int) -> _Pass:
+        """One pass over windows of `longest` tokens."""
         edges = {1, longest, *(n for n in (*self.lengths, self.original_length) if 1 < n < longest)}
         bands = Bands(tuple(sorted(edges)))
-        tables: Mapping[str, Frequencies] = {} if spec is None else {layer: frequencies(spec, longest)}
+        tables: Mapping[str, Frequencies] = (
+            {} if method.spec is None else {method.layer: frequencies(method.spec, longest)}
+        )
         with rotating_with(self.loaded.model, tables):
             nats = nats_by_band(self.loaded, self.documents, bands)
         return _Pass(nats, tokens_by_band(self.documents, bands), bands.edges)
 
 
-def _row(subject: _Subject, name: str, length: int, scored: _Pass, first: dict[tuple[int, str], _Sums]) -> Row:
+_First: TypeAlias = dict[tuple[tuple[Document, ...], int, str], _Sums]
+"""The sums of the first row over the same windows, length and positions: what later rows are compared with."""
+
+
+def _row(subject: _Subject, name: str, length: int, scored: _Pass, first: _First) -> Row:
     original = min(subject.original_length, length)
     whole, within, beyond = scored.sums(1, length), scored.sums(1, original), scored.sums(original, length)
     nll = whole.nll
@@ -149,42 +173,53 @@ def _row(subject: _Subject, name: str, length: int, scored: _Pass, first: dict[t
         None if math.isnan(error) else error,
         within.nll,
         beyond.nll,
-        whole.minus(first.get((length, "all"))),
-        beyond.minus(first.get((length, "beyond"))),
+        whole.minus(first.get((subject.documents, length, "all"))),
+        beyond.minus(first.get((subject.documents, length, "beyond"))),
     )
-    first.setdefault((length, "all"), whole)
-    first.setdefault((length, "beyond"), beyond)
+    first.setdefault((subject.documents, length, "all"), whole)
+    first.setdefault((subject.documents, length, "beyond"), beyond)
     return row
 
 
-def _rows(
-    request: Request, subject: _Subject, checkpoint: Checkpoint, first: dict[tuple[int, str], _Sums]
-) -> Iterator[Row]:
-    longest = subject.lengths[-1]
+def _methods(request: Request, checkpoint: Checkpoint, longest: int) -> list[_Method]:
+    """What was asked for, all of it before any is scored. Raises BadUsage, BadCalibration and BadCheckpoint."""
+    found = []
     for name in request.methods or (AS_IS,):
         if name == AS_IS:
-            scored = subject.score("", None, longest)
-            yield from (_row(subject, name, length, scored, first) for length in subject.lengths)
+            found.append(_Method(name, "", None, any(rope.spec.length_dependent for rope in checkpoint.ropes)))
             continue
         rope, plain = extensible(checkpoint, request.original_length)
         factor = request.factor or max(longest / plain.original_length, 1.0)
-        if name == "dynamic":
-            for length in subject.lengths:
-                scored = subject.score(rope.name, _spec_of(name, plain, factor, length), length)
-                yield _row(subject, name, length, scored, first)
+        spec = _spec_of(name, plain, factor, longest)
+        found.append(_Method(name, rope.name, spec, spec.length_dependent))
+    return found
+
+
+def _rows(subject: _Subject, methods: Sequence[_Method], first: _First) -> Iterator[Row]:
+    for wanted in methods:
+        if wanted.by_length:
+            # shortest first: transformers' dynamic NTK remembers the longest sequence that it has seen
+            passes = ((length, subject.score(wanted, length)) for length in subject.lengths)
         else:
-            scored = subject.score(rope.name, _spec_of(name, plain, factor, longest), longest)
-            yield from (_row(subject, name, length, scored, first) for length in subject.lengths)
+            scored = subject.score(wanted, subject.lengths[-1])
+            passes = ((length, scored) for length in subject.lengths)
+        for length, scored in passes:
+            yield _row(subject, wanted.name, length, scored, first)
 
 
-def _subject(request: Request, source: str, checkpoint: Checkpoint, texts: Sequence[Text]) -> _Subject:
+def _lengths(request: Request, checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:
+    """(lengths, ascending; the original length)."""
     if not checkpoint.ropes:
-        raise BadCheckpoint("the model has no rotary embedding", where=source)
+        raise BadCheckpoint("the model has no rotary embedding", where=checkpoint.source)
     spec = max(checkpoint.ropes, key=lambda rope: rope.spec.max_length).spec
     original = request.original_length or spec.original_length
     lengths = tuple(sorted(set(request.lengths or (original, spec.max_length))))
     if lengths[0] < 2:
         raise BadUsage("a length needs at least two tokens", where="--lengths")
+    return lengths, original
+
+
+def _subject(request: Request, source: str, lengths: tuple[int, ...], original: int, texts: Sequence[Text]) -> _Subject:
     loaded = load(source, request.settings)
     corpus = tokenize(texts, loaded.encode, lengths[-1], bos=loaded.bos, windows=request.windows)
     return _Subject(source, loaded, corpus.documents[: request.documents], lengths, original)
@@ -197,12 +232,14 @@ def evaluate(request: Request, observe: Callable[[Row], None]) -> tuple[Row, ...
     at the factor that would be served. `dynamic` is the exception, its scale is each length divided by the original.
     """
     texts, _ = read_texts(request.data, request.text_field)
-    first: dict[tuple[int, str], _Sums] = {}
+    first: _First = {}
     rows: list[Row] = []
     for source in request.sources:
         checkpoint = read_checkpoint(source)
-        subject = _subject(request, source, checkpoint, texts)
-        for row in _rows(request, subject, checkpoint, first):
+        lengths, original = _lengths(request, checkpoint)
+        methods = _methods(request, checkpoint, lengths[-1])
+        subject = _subject(request, source, lengths, original, texts)
+        for row in _rows(subject, methods, first):
             observe(row)
             rows.append(row)
     return tuple(rows)

@@ -56,10 +56,13 @@ def pick_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError as error:
         raise BadUsage(f"unknown device {wanted!r}", where="--device", hint="auto, cpu, cuda, cuda:1, mps") from error
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here.get(device.type, True):
-        raise BadUsage(f"this machine has no {device.type}", where="--device", hint="try --device auto")
-    return device
+    try:
+        if device.type != "meta":
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        pass
+    raise BadUsage(f"this machine has no {wanted}", where="--device", hint="try --device auto")
 
 
 def _source(source: str) -> tuple[str, dict[str, Any]]:
@@ -70,37 +73,66 @@ def _source(source: str) -> tuple[str, dict[str, Any]]:
     return source, {}
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch's CPU and MPS allocators say so in a bare RuntimeError."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "can't allocate memory" in text
+        or "MPS backend out of memory" in text
+    )
+
+
+def _refuse_gaps(source: str, info: Mapping[str, Any]) -> None:
+    """transformers fills what the weights lack with random numbers; a loss of those would mean nothing."""
+    for name, found, expected in sorted(info["mismatched_keys"], key=str):
+        raise BadCheckpoint(f"expected the shape {list(expected)}, found {list(found)}", where=f"{source}: {name}")
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        raise BadCheckpoint(
+            f"the weights lack {missing[0]}{more}", where=source, hint="download the missing files again"
+        )
+
+
 def load(source: str, settings: Settings) -> LoadedModel:
-    """Load the checkpoint for scoring.
+    """Load the checkpoint for scoring; pickle files are never opened.
 
     Weights keep the checkpoint's own dtype unless `settings.dtype` names one; rotary tables stay float32.
-    Raises BadCheckpoint when transformers cannot load it, NoResource when memory runs out.
+    Raises BadUsage for an unknown device or dtype, BadCheckpoint when transformers cannot load it or the weights do not
+    fill the model, NoResource when memory runs out.
     """
     if settings.dtype != "auto" and settings.dtype not in DTYPES:
         raise BadUsage(f"unknown dtype {settings.dtype!r}", where="--dtype", hint=f"auto, {', '.join(DTYPES)}")
+    device = pick_device(settings.device)
     name, extra = _source(source)
     extra["trust_remote_code"] = settings.trust_remote_code
     options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
+    if "gguf_file" not in extra:
+        options["use_safetensors"] = True
     if settings.attn_implementation:
         options["attn_implementation"] = settings.attn_implementation
     if settings.device_map:
         options["device_map"] = settings.device_map
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **extra)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, **options)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise NoResource("the model does not fit in memory", where=source, hint="try --dtype bfloat16") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        if settings.device_map is None:
+            model = model.to(device)
+    # tokenizers, safetensors and a checkpoint's own code raise any kind
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise NoResource("the model does not fit in memory", where=source, hint="try --dtype bfloat16") from error
+        line = str(error).strip().partition("\n")[0]
         raise BadCheckpoint(
-            f"transformers {transformers.__version__} cannot load it: {lines[0]}",
+            f"transformers {transformers.__version__} cannot load it: {type(error).__name__}: {line}",
             where=source,
             hint="`ropecli inspect --verify` checks the files; code inside a checkpoint needs --trust-remote-code",
         ) from error
-    device = pick_device(settings.device)
-    if settings.device_map is None:
-        model = model.to(device)
-    else:
+    _refuse_gaps(source, info)
+    if settings.device_map is not None:
         device = model.get_input_embeddings().weight.device
     model.eval().requires_grad_(False)
 

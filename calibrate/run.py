@@ -105,7 +105,10 @@ def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -
             f"expected an extension beyond the original length of {spec.original_length} tokens, found {asked}",
             hint="a factor is the target length divided by the original length, above 1",
         )
-    return scale, round(scale * spec.original_length)
+    length = round(scale * spec.original_length)
+    if length == spec.original_length:
+        raise BadUsage(f"a factor of {scale:g} adds no token to {length}", where="--factor")
+    return scale, length
 
 
 def scorer(loaded: LoadedModel, layer: str, bands: Bands) -> Callable[[Frequencies, Sequence[Document]], Floats]:
@@ -158,9 +161,11 @@ def interruptible(trials: Trials) -> Iterator[list[int]]:
 def find(request: Request, trials: Trials, space: Space, documents: int) -> tuple[Point, bool]:
     """Run the search; (the best point, whether it ended by itself). Never above default YaRN on what was scored."""
     corners = request.tune == "yarn"
+    named = request.optimizer != "auto"
+    trials.reserve = search.SETTLING if named and corners else 0
     trials.loss(space.default, documents if documents < search.FEW_DOCUMENTS else 1)
     try:
-        if request.optimizer != "auto":
+        if named:
             search.by_name(trials.loss, space, documents, request.optimizer, corners=corners, seed=request.seed)
         elif corners:
             search.race(trials.loss, space, documents)
@@ -169,6 +174,10 @@ def find(request: Request, trials: Trials, space: Space, documents: int) -> tupl
         complete = True
     except SearchStopped:
         complete = False
+        best_seen = trials.best()
+        # continuous corners cannot be written, and a gain is over the default on the same documents
+        for point in (space.default, *(search.whole_cells(space, best_seen.point) if named else ())):
+            trials.loss(point, best_seen.documents, settling=True)
     writable = [t for t in trials.trials if t.point.low == round(t.point.low) and t.point.high == round(t.point.high)]
     most = max(trial.documents for trial in writable)
     best = min((t for t in writable if t.documents == most), key=lambda t: t.nll)
@@ -232,14 +241,12 @@ def verdict(
     target = differences["beyond" if objective.positions == "last" else objective.positions]
     within = differences["within"]
     span = f"{target.delta:+.4f} nats a token, 95 % interval {target.low:+.4f} to {target.high:+.4f}"
+    if documents < FEWEST_DOCUMENTS:
+        few = f"{documents} calibration document{'s are' if documents > 1 else ' is'} too few to claim anything"
+        return "default", f"{few}; {FEWEST_DOCUMENTS} are needed"
     if point == default:
         return "default", "the search found nothing better than default YaRN"
-    if documents < FEWEST_DOCUMENTS:
-        return (
-            "default",
-            f"{documents} calibration documents are too few to claim anything; {FEWEST_DOCUMENTS} are needed",
-        )
-    if target.high >= 0:
+    if not target.high < 0:  # a loss that is not a number proves nothing either
         return "default", f"on held-out text the gain over default YaRN is not proved: {span}"
     if within.low > objective.guard:
         return "default", (
@@ -267,6 +274,8 @@ def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, comp
         )
     if loaded.bos is not None:
         notes.append("every window starts with the tokenizer's beginning-of-sequence token")
+    if corpus.repeated:
+        notes.append(f"{corpus.repeated} documents have the same text as an earlier one and were left out")
     bounds = space.on_bounds(point)
     if bounds and point != space.default:
         notes.append(f"the best lies on the bound of the search for {', '.join(bounds)}")

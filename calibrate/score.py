@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel
+from calibrate.model import LoadedModel, is_out_of_memory
 from ropecli.errors import NoResource
 
 Floats = npt.NDArray[np.float64]
@@ -123,7 +123,9 @@ def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Band
             with torch.no_grad():
                 ids = torch.tensor([window[: bands.edges[-1]] for _, window in chosen], device=loaded.device)
                 losses = token_nll(loaded.model, ids).cpu().double().numpy()
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if batch == 1:
                 raise NoResource(
                     f"out of memory on one window of {bands.edges[-1]} tokens",

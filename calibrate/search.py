@@ -33,6 +33,8 @@ TEMPERATURE_TRIALS = 7
 POLISH_TRIALS, POLISH_REACH = 3, 0.03
 """The last look at the temperature, on all documents: this many trials, this far around what few documents said."""
 TEMPERATURE_TOLERANCE = 2e-3
+SETTLING = 5
+"""What settling on whole corners costs at most after a search on continuous ones: the default and `whole_cells`."""
 
 
 def coarse_step(space: Space) -> int:
@@ -111,6 +113,13 @@ def temperature(
     return point._replace(attention_factor=min(seen, key=lambda m: seen[m]))
 
 
+def whole_cells(space: Space, point: Point) -> list[Point]:
+    """The cells of the lattice around a point, at most four."""
+    lows = sorted({math.floor(point.low), math.ceil(point.low)})
+    highs = sorted({math.floor(point.high), math.ceil(point.high)})
+    return [point._replace(low=i, high=j) for i, j in product(lows, highs) if space.allows(i, j)]
+
+
 def by_name(loss: Loss, space: Space, documents: int, name: str, *, corners: bool, seed: int) -> Point:
     """One of scipy's own methods on continuous corners and the attention factor, started at default YaRN.
 
@@ -142,7 +151,4 @@ def by_name(loss: Loss, space: Space, documents: int, name: str, *, corners: boo
         # the loss changes with a corner over whole pairs, so numeric slopes need steps of that size
         options = {"eps": 0.02} if name == "l-bfgs-b" else {}
         found = optimize.minimize(at, begin, method=METHODS[name], bounds=box, options=options)
-    end = point_at(found.x)
-    whole = product({math.floor(end.low), math.ceil(end.low)}, {math.floor(end.high), math.ceil(end.high)})
-    cells = [end._replace(low=low, high=high) for low, high in whole if space.allows(low, high)]
-    return _best(loss, [start, *cells], documents, 1)[0]
+    return _best(loss, [start, *whole_cells(space, point_at(found.x))], documents, 1)[0]

@@ -55,6 +55,8 @@ class Trials:
 
     documents  in the order in which the search looks at them
     observe    called with every new trial, the best so far, and the passes over the calibration set done
+
+    Set `stopped` to end the search at its next question, and `reserve` to keep so many trials for `settling`.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Trials:
         self.trials: list[Trial] = []
         self.scored_tokens = 0
         self.stopped = False
+        self.reserve = 0
 
     @property
     def evaluations(self) -> int:
@@ -100,16 +103,17 @@ class Trials:
             known = self._known[table] = np.concatenate([known, new])
         return known[:count]
 
-    def loss(self, point: Point, documents: int) -> float:
+    def loss(self, point: Point, documents: int, *, settling: bool = False) -> float:
         """The objective of a point over the first `documents` documents.
 
+        The very first question is always answered, and so is one that is `settling` what a spent budget leaves open.
         Raises SearchStopped when the budget is spent, Inconclusive when default YaRN's own loss is not finite.
         """
         table = self._space.frequencies(point)
         answer = self._answers.get((table, documents))
         if answer is not None:
             return answer
-        if self._spent() or self.stopped:
+        if self.trials and not settling and (self.stopped or self._spent()):
             raise SearchStopped
         before, began = self.scored_tokens, time.monotonic()
         default = self.nats(self._space.frequencies(self._space.default), documents)
@@ -135,5 +139,5 @@ class Trials:
 
     def _spent(self) -> bool:
         budget = self._budget
-        too_many = budget.max_evals is not None and self.evaluations >= budget.max_evals
+        too_many = budget.max_evals is not None and self.evaluations + self.reserve >= budget.max_evals
         return too_many or (budget.time_limit is not None and budget.seconds >= budget.time_limit)
