@@ -228,14 +228,15 @@ def _index_against_headers(
 ) -> list[Problem]:
     index = folder / INDEX_NAME
     unread = {problem.where for problem in found}
+    places = {shard: folder / shard for shard in set(weight_map.values())}
     problems: list[Problem] = []
     for name, shard in weight_map.items():
         info = tensors.get(name)
-        if info is None and not _escapes(shard) and str(folder / shard) not in unread:
+        if info is None and not _escapes(shard) and str(places[shard]) not in unread:
             problems.append(
                 Problem(f"{index}: {name}", f"the tensor is not in {shard}", "download the checkpoint again")
             )
-        elif info is not None and info.file != folder / shard:
+        elif info is not None and info.file != places[shard]:
             problem = f"expected in {shard}, found in {info.file.name}"
             problems.append(Problem(f"{index}: {name}", problem, "rebuild the index"))
     strays = [info for name, info in tensors.items() if name not in weight_map]

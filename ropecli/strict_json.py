@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,6 @@ CONFIG_VALUES = 2**20
 
 MAX_DEPTH = 64
 """The deepest nesting of objects and lists that is read. Real configs stay below 10."""
-
-_MANY_DIGITS = re.compile(rb"[0-9]{300}")
-"""A number that no float can hold may be in there."""
 
 
 def read_json(
@@ -59,7 +55,7 @@ def parse_json(
     text = _decoded(blob)
     if not text.strip():
         raise BadCheckpoint("expected a JSON object, found nothing", hint="download the file again")
-    value = _loaded(text, long_digits=_MANY_DIGITS.search(blob) is not None)
+    value = _loaded(text)
     if not isinstance(value, dict):
         raise BadCheckpoint(f"expected a JSON object at the top, found {_kind(value)}")
     return value, text
@@ -96,10 +92,10 @@ def _decoded(blob: bytes) -> str:
         ) from error
 
 
-def _loaded(text: str, *, long_digits: bool) -> Any:
+def _loaded(text: str) -> Any:
     too_deep = BadCheckpoint(f"expected at most {MAX_DEPTH} levels of nesting, found more")
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_int if long_digits else None)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_int)
     except json.JSONDecodeError as error:
         raise BadCheckpoint(
             f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}",
@@ -113,6 +109,7 @@ def _loaded(text: str, *, long_digits: bool) -> Any:
 
 
 def _int(digits: str) -> int:
+    # Longer ones overflow a float, and Python takes quadratic time for them or refuses.
     if len(digits) > 300:
         raise BadCheckpoint(f"expected a number of reasonable size, found {len(digits)} digits")
     return int(digits)
