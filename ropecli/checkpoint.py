@@ -185,14 +185,13 @@ def _from_gguf(source: str, path: Path) -> Checkpoint:
     found = {name: (other, other.tensors[name]) for other in headers for name in gguf.TENSORS if name in other.tensors}
     try:
         ropes = gguf.read(header.metadata, _divisors(found))
-        model_type = gguf.architecture(header.metadata)
+        model_type, notes = gguf.architecture(header.metadata), gguf.notes(header.metadata, found)
     except RopeError as error:
         error.at(str(path))
         raise
-    notes = []
     if len(headers) < len(parts(header)):
-        notes.append(f"{len(parts(header)) - len(headers)} parts of this split model are missing")
-    return Checkpoint(source, "gguf", path, path, header.metadata, "", model_type, ropes, tuple(notes))
+        notes += (f"{len(parts(header)) - len(headers)} parts of this split model are missing",)
+    return Checkpoint(source, "gguf", path, path, header.metadata, "", model_type, ropes, notes)
 
 
 def _divisors(found: Mapping[str, tuple[GgufHeader, GgufTensor]]) -> gguf.Divisors:

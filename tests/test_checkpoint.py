@@ -296,6 +296,10 @@ class TestHub:
             hub_errors.LocalEntryNotFoundError("offline"),
             hub_errors.HFValidationError("Repo id must be ...\nlong"),
             ConnectionError("name resolution"),
+            # These three want a response of the server; their constructors are passed by.
+            hub_errors.GatedRepoError.__new__(hub_errors.GatedRepoError),
+            hub_errors.RevisionNotFoundError.__new__(hub_errors.RevisionNotFoundError),
+            hub_errors.RepositoryNotFoundError.__new__(hub_errors.RepositoryNotFoundError),
         ],
         ids=lambda error: type(error).__name__,
     )

@@ -6,12 +6,14 @@ s = `factor`, w_i = b^(−2i/D) / f_i, divided by s (`linear`) or by YaRN's inde
 outwards; `yarn` multiplies cos and sin by (0.1·ln s + 1) · `attn_factor`, every other type by `attn_factor`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ropecli.dialects.gguf_archs import (
     BETAS_READ,
+    FREQS_IGNORED,
+    FREQS_USED,
     HALVES,
     INTERLEAVED,
     LOG_MULTIPLIER,
@@ -77,6 +79,8 @@ def read(metadata: Mapping[str, Any], divisors: Divisors) -> tuple[LayerRope, ..
     arch = architecture(metadata)
     if arch in UNROTATED:
         return ()
+    if arch in FREQS_IGNORED:
+        divisors = Divisors(long=divisors.long, short=divisors.short)
     layers = _Keys(metadata, arch).layers()
     flags = _sliding_layers(metadata, arch, layers)
     full = _layer_rope(_Keys(metadata, arch), divisors, "full_attention", layers - sum(flags), sliding=False)
@@ -89,6 +93,18 @@ def read(metadata: Mapping[str, Any], divisors: Divisors) -> tuple[LayerRope, ..
     if sliding.spec == full.spec:
         return (_renamed(full, "default", layers),)
     return (full, sliding)
+
+
+def notes(metadata: Mapping[str, Any], tensors: Collection[str]) -> tuple[str, ...]:
+    """What a reader should know beyond the numbers, given the names of the file's tensors."""
+    arch = architecture(metadata)
+    kind = metadata.get("general.type", "model")
+    found = [] if kind == "model" else [f"this file is no model by itself: its general.type is {kind}"]
+    if "rope_freqs.weight" in tensors and arch in FREQS_IGNORED:
+        found.append(f"llama.cpp loads rope_freqs.weight for architecture {arch}, but does not use it")
+    elif "rope_freqs.weight" in tensors and arch not in FREQS_USED:
+        found.append(f"llama.cpp does not load a model of architecture {arch} that has the tensor rope_freqs.weight")
+    return tuple(found)
 
 
 def _renamed(rope: LayerRope, name: str, layers: int) -> LayerRope:

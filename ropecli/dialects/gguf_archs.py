@@ -230,3 +230,14 @@ LOG_MULTIPLIER: Mapping[str, float] = {
     "deepseek2": 10.0, "deepseek32": 10.0, "mistral4": 10.0, "mistral3": 1.0,
 }  # fmt: skip
 """Architectures that read `yarn_log_multiplier`, and what turns it into the key `mscale_all_dim` of Hugging Face."""
+
+FREQS_USED = frozenset(
+    """
+    apertus arcee deci eagle3 exaone exaone-moe exaone4 gemma4 gemma4-assistant granite granite_swa granitehybrid
+    granitemoe llama llama-embed llama4 minicpm mistral3 nanbeige step35
+    """.split()
+)
+"""Architectures that divide their frequencies by the tensor `rope_freqs.weight`."""
+
+FREQS_IGNORED = frozenset({"cogvlm", "falcon-h1", "llada", "pangu-embedded", "refact"})
+"""Architectures that load `rope_freqs.weight` and never use it. All others refuse a file that has it."""

@@ -14,8 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropecli.checkpoint import read_checkpoint
-from ropecli.dialects.gguf import Divisors, read
-from ropecli.dialects.gguf_archs import BETAS_READ, HALVES, INTERLEAVED, LOG_MULTIPLIER, SLIDING, UNROTATED
+from ropecli.dialects.gguf import Divisors, notes, read
+from ropecli.dialects.gguf_archs import (
+    BETAS_READ,
+    FREQS_IGNORED,
+    FREQS_USED,
+    HALVES,
+    INTERLEAVED,
+    LOG_MULTIPLIER,
+    SLIDING,
+    UNROTATED,
+)
 from ropecli.errors import BadCheckpoint, RopeError
 from ropecli.frequencies import frequencies
 from ropecli.gguf_header import MAX_KEPT_ITEMS, SCALAR_CODES, TENSOR_TYPES, parts, read_gguf, verify_gguf
@@ -207,6 +216,20 @@ class TestMeaning:
             only(data, Divisors(freqs=(1.0,) * 15))
         assert caught.value.where == "rope_freqs.weight"
 
+    def test_divisors_that_llama_cpp_does_not_use(self) -> None:
+        """Some architectures load the tensor and ignore it; most refuse the file; a note says which."""
+        divisors = Divisors(freqs=(2.0,) * 32)
+        assert only(metadata("falcon-h1"), divisors).spec.scaling == Plain()
+        said = {arch: notes(metadata(arch), ["rope_freqs.weight"]) for arch in ("llama", "falcon-h1", "qwen2")}
+        assert said["llama"] == ()
+        assert "does not use it" in said["falcon-h1"][0]
+        assert "does not load a model" in said["qwen2"][0]
+        assert notes(metadata("qwen2"), []) == ()
+
+    def test_files_that_are_no_models(self) -> None:
+        """An adapter's file says so."""
+        assert notes(metadata() | {"general.type": "adapter"}, [])[0].endswith("general.type is adapter")
+
     def test_hunyuan_alpha(self) -> None:
         """Hunyuan-VL's alpha is NTK-aware scaling of the base; other architectures do not read the key."""
         assert only(metadata("hunyuan_vl", rope__scaling__alpha=1000.0)).spec.scaling == Ntk(1000.0)
@@ -256,7 +279,7 @@ class TestGeometry:
         tables = (UNROTATED, INTERLEAVED, HALVES)
         known = frozenset().union(*tables)
         assert sum(map(len, tables)) == len(known)
-        assert known >= SLIDING.keys() | LOG_MULTIPLIER.keys() | BETAS_READ
+        assert known >= SLIDING.keys() | LOG_MULTIPLIER.keys() | BETAS_READ | FREQS_USED | FREQS_IGNORED
         missing = set(MODEL_ARCH_NAMES.values()) - known
         assert missing <= {"mmproj", "t5gemma"}
 
