@@ -231,12 +231,11 @@ LOG_MULTIPLIER: Mapping[str, float] = {
 }  # fmt: skip
 """Architectures that read `yarn_log_multiplier`, and what turns it into the key `mscale_all_dim` of Hugging Face."""
 
-FREQS_USED = frozenset(
-    """
-    apertus arcee deci eagle3 exaone exaone-moe exaone4 gemma4 gemma4-assistant granite granite_swa granitehybrid
-    granitemoe llama llama-embed llama4 minicpm mistral3 nanbeige step35
-    """.split()
-)
+FREQS_USED = frozenset({
+    "apertus", "arcee", "deci", "eagle3", "exaone", "exaone-moe", "exaone4", "gemma4", "gemma4-assistant", "granite",
+    "granite_swa", "granitehybrid", "granitemoe", "llama", "llama-embed", "llama4", "minicpm", "mistral3", "nanbeige",
+    "step35",
+})  # fmt: skip
 """Architectures that divide their frequencies by the tensor `rope_freqs.weight`."""
 
 FREQS_IGNORED = frozenset({"cogvlm", "falcon-h1", "llada", "pangu-embedded", "refact"})
