@@ -126,12 +126,12 @@ def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Band
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if batch == 1:
+            if len(chosen) == 1:
                 raise NoResource(
                     f"out of memory on one window of {bands.edges[-1]} tokens",
                     hint="try --dtype bfloat16, a smaller --target-length, or --device-map auto",
                 ) from error
-            batch = max(1, batch // 2)
+            batch = len(chosen) // 2
             continue
         for (index, _), row in zip(chosen, losses, strict=True):
             for band, (low, high) in enumerate(zip(bands.edges, bands.edges[1:], strict=False)):
