@@ -29,8 +29,10 @@ def journal_path(output: Path) -> Path:
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file's size and of 64 blocks spread over it: quick for any size, and enough to tell a change of
-    weights, where nearly every block differs."""
+    """SHA-256 of a file's size and of 64 blocks spread over it.
+
+    Quick for any size, and enough to tell a change of weights, where nearly every block differs.
+    """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -73,11 +75,6 @@ class Journal:
             return np.array(self._known[key], dtype=np.float64)
 
         return scored
-
-    def finish(self) -> None:
-        """The result is written; the journal has done its work."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Leave the journal for a later run."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from calibrate import search
 from calibrate.calibration import Calibration, Validation
 from calibrate.corpus import Corpus, Document, Source, read_texts, split, tokenize
+from calibrate.journal import Journal, file_fingerprint
 from calibrate.model import LoadedModel, Settings, load, rotating_with
 from calibrate.objective import Objective, Point, Space, method
 from calibrate.score import Bands, Floats, nats_by_band, token_nll, tokens_by_band
@@ -57,6 +59,8 @@ class Request:
     time_limit: float | None = None
     seed: int = 0
     text_field: str = "text"
+    journal: Path | None = None
+    resume: bool = False
     settings: Settings = field(default_factory=Settings)
 
 
@@ -313,6 +317,25 @@ def _expected_passes(request: Request, space: Space, documents: int) -> float:
     return likely if request.max_evals is None else min(likely, request.max_evals)
 
 
+def _identity(
+    request: Request, checkpoint: Checkpoint, sources: Sequence[Source], loaded: LoadedModel
+) -> Mapping[str, Any]:
+    """What must be the same for an earlier run's scores to be of use."""
+    settings = asdict(request)
+    for changeable in ("source", "data", "journal", "resume", "max_evals", "time_limit", "settings"):
+        del settings[changeable]
+    path = checkpoint.path
+    files = [] if path is None else sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return {
+        "checkpoint": checkpoint.config_sha256,
+        "weights": [file_fingerprint(file) for file in files],
+        "data": [source.sha256 for source in sources],
+        "device": loaded.device.type,
+        "dtype": loaded.dtype,
+        **settings,
+    }
+
+
 def _data(sources: Sequence[Source]) -> tuple[Mapping[str, Any], ...]:
     return tuple(asdict(source) for source in sources)
 
@@ -339,6 +362,10 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     prove_alive(loaded, rope.name, space, found[0])
 
     nats_of = scorer(loaded, rope.name, bands)
+    journal = None
+    if request.journal is not None:
+        journal = Journal(request.journal, _identity(request, checkpoint, sources, loaded), resume=request.resume)
+        nats_of = journal.remembering(nats_of)
     trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial)
     with interruptible(trials) as signals:
         point, complete = find(request, trials, space, len(found))
@@ -346,6 +373,8 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
         spec = replace(plain, scaling=scaling, max_length=length)
         table = frequencies(spec)
         rows, differences = validate(nats_of, held, space, table, bands, observer.say)
+    if journal is not None:
+        journal.close()
     decision, reason = verdict(differences, objective, len(found), point, space.default)
     if decision == "default":
         spec = method("yarn", plain, factor)

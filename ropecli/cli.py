@@ -10,9 +10,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ropecli import __version__, options, render
-from ropecli.checkpoint import Checkpoint, read_checkpoint
+from ropecli.checkpoint import Checkpoint, Problem, read_checkpoint
+from ropecli.checkpoint import verify as find_problems
 from ropecli.errors import BadCalibration, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
-from ropecli.inspection import expected, inspect, inspection_to_json
+from ropecli.inspection import differences, expected, inspect, inspection_to_json
 from ropecli.spec import RopeSpec
 
 app = typer.Typer(
@@ -50,6 +51,15 @@ def inspect_command(
     expect: Annotated[
         str | None, typer.Option(metavar="KEY=VALUE,…", help="Exit with 1 unless these values are found.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the weights, too: headers, byte ranges, the index. Exit with 1.")
+    ] = False,
+    diff: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Show what differs from the RoPE of another checkpoint.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png|.svg", help="Draw the wavelength of each pair.")
+    ] = None,
     factor: options.Factor = None,
     target_length: options.TargetLength = None,
     rope_type: Annotated[str, typer.Option(help="The method that --factor previews.")] = "yarn",
@@ -62,15 +72,26 @@ def inspect_command(
     del quiet, debug
     failures: list[str] = []
     for model in models:
+        problems: tuple[Problem, ...] = ()
         checkpoint = read_checkpoint(model)
+        if verify:
+            problems = find_problems(checkpoint)
+            failures += [f"{problem.where}: {problem.problem}" for problem in problems]
         preview = None
         if factor is not None or target_length is not None:
             preview = _by_hand(checkpoint, rope_type, factor, target_length, original_length, {})
-        inspection = inspect(checkpoint, preview=preview)
-        if as_json:
+        inspection = inspect(checkpoint, preview=preview, problems=problems)
+        if diff is not None:
+            changes = differences(inspection, inspect(read_checkpoint(diff)))
+            render.show_changes(changes, model, diff, as_json=as_json)
+        elif as_json:
             render.emit_json(inspection_to_json(inspection))
         else:
             render.show_inspection(inspection)
+        if plot is not None:
+            from ropecli.plots import plot_wavelengths  # noqa: PLC0415 - matplotlib is slow, and an extra
+
+            plot_wavelengths(inspection.ropes, plot)
         failures += [f"{model}: {line}" for line in (expected(inspection, expect) if expect else ())]
     if failures:
         raise CheckFailed("; ".join(failures))
@@ -153,6 +174,9 @@ def calibrate_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Calibration file; without it, standard output.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was cut off: its scores lie beside --output.")
+    ] = False,
     force: options.Force = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -178,12 +202,16 @@ def calibrate_command(
         raise BadUsage(f"unknown {tune!r}", where="--tune", hint="yarn or temperature")
     if factor is not None and len(factor) > 1:
         raise BadUsage("one factor at a time", where="--factor", hint="run once for each factor")
+    if resume and output is None:
+        raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
     _quiet_libraries(verbose=verbose)
     with render.data_only(), render.TrialLog(quiet=quiet) as log:
         from calibrate import run  # noqa: PLC0415 - torch takes seconds
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
+        from calibrate.journal import journal_path  # noqa: PLC0415
         from calibrate.model import Settings  # noqa: PLC0415
 
+        journal = None if output is None else journal_path(output)
         request = run.Request(
             source=model,
             data=tuple(data),
@@ -201,6 +229,8 @@ def calibrate_command(
             time_limit=time_limit,
             seed=seed,
             text_field=text_field,
+            journal=journal,
+            resume=resume,
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
         )
         calibration, signal_number = run.calibrate(request, run.Observer(log.say, log.expect, log.trial))
@@ -212,6 +242,8 @@ def calibrate_command(
             render.emit(render.json_text(content))
     if output is not None:
         write_text_whole(render.json_text(content), output)
+    if journal is not None and signal_number is None:
+        journal.unlink(missing_ok=True)
     render.show_calibration(calibration, quiet=quiet)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)

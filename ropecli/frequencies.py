@@ -108,7 +108,7 @@ def _rotation_ramp(spec: RopeSpec, factor: float, alpha: float, beta: float) -> 
         turns = rotations(w, spec.original_length)
         if turns < alpha:
             kept = 0.0
-        elif turns > beta:
+        elif turns > beta or alpha == beta:
             kept = 1.0
         else:
             kept = (turns - alpha) / (beta - alpha)

@@ -69,15 +69,14 @@ def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
         return {}
     inner, path = hf.text_config(checkpoint.config)
     merged = {**checkpoint.config, **inner} if path else inner
-    architectures = checkpoint.config.get("architectures")
-    named = isinstance(architectures, list) and architectures and isinstance(architectures[0], str)
+    architecture = _architecture(checkpoint.config)
     answers: dict[str, list[tuple[Reading, float | None, bool]]] = {}
     for rope in checkpoint.ropes:
         source = rope.sources.get("rope_theta", "")
         request = Request(
             config=merged,
             rope=rope,
-            architecture=architectures[0] if named else "",
+            architecture=architecture,
             model_type=checkpoint.model_type,
             layer_type=None if rope.name == "default" else rope.name,
             **({"default_rope_theta": rope.spec.rope_theta} if source.startswith("default") else {}),
@@ -85,6 +84,11 @@ def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
         for name, reading in readings(request).items():
             answers.setdefault(name, []).append((reading, *compare(reading, frequencies(rope.spec))))
     return {name: _row(found) for name, found in answers.items()}
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def _row(found: list[tuple[Reading, float | None, bool]]) -> RuntimeRow:
@@ -179,6 +183,51 @@ def expected(inspection: Inspection, assertions: str) -> tuple[str, ...]:
             if not _same(values[key], wanted):
                 failures.append(f"{rope.name}: expected {key}={wanted}, found {values[key]}")
     return tuple(failures)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One value that two checkpoints do not share; None where one has no such layer or parameter."""
+
+    layer: str
+    key: str
+    here: Any
+    there: Any
+
+
+def differences(here: Inspection, there: Inspection) -> tuple[Change, ...]:
+    """What differs between the rotary embeddings of two checkpoints, layer by layer.
+
+    Tables are told as their largest relative difference, under the key `inv_freq`.
+    """
+    left, right = ({rope.name: rope for rope in inspection.ropes} for inspection in (here, there))
+    found: list[Change] = []
+    for name in dict.fromkeys([*left, *right]):
+        if name not in left or name not in right:
+            found.append(
+                Change(name, "layers", *(side[name].layers if name in side else None for side in (left, right)))
+            )
+            continue
+        a, b = _values(left[name]), _values(right[name])
+        found += [
+            Change(name, key, a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)
+        ]
+        found += _table_change(name, left[name].spec, right[name].spec)
+    return tuple(found)
+
+
+def _values(rope: LayerRope) -> dict[str, Any]:
+    shown = rope_to_json(rope)
+    values = {key: value for key, value in shown.items() if not isinstance(value, list | dict)}
+    return values | {key: value for key, value in shown["parameters"].items() if not isinstance(value, list)}
+
+
+def _table_change(name: str, here: RopeSpec, there: RopeSpec) -> list[Change]:
+    a, b = frequencies(here, here.max_length).inv_freq, frequencies(there, there.max_length).inv_freq
+    if len(a) != len(b):
+        return [Change(name, "inv_freq", f"{len(a)} pairs", f"{len(b)} pairs")]
+    worst = max(abs(x - y) / max(abs(x), abs(y)) if x or y else 0.0 for x, y in zip(a, b, strict=True))
+    return [Change(name, "inv_freq", "", f"differs by up to {100 * worst:.3g} %")] if worst else []
 
 
 def _same(value: object, wanted: str) -> bool:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ropecli.errors import RopeError
 from ropecli.frequencies import base_frequencies, frequencies
-from ropecli.inspection import Inspection
+from ropecli.inspection import Change, Inspection
 from ropecli.spec import LayerRope
 
 if TYPE_CHECKING:
@@ -196,7 +196,42 @@ def show_inspection(inspection: Inspection) -> None:
             table.add_row(escape(label), escape(printable(text)))
     for note in checkpoint.notes:
         table.add_row("note", escape(printable(note)))
+    for label, text in _runtime_lines(inspection):
+        table.add_row(label, escape(printable(text)))
+    for problem in inspection.problems:
+        table.add_row("weights", escape(printable(f"{problem.where}: {problem.problem}. {problem.hint}")))
     emit_table(table)
+
+
+def show_changes(changes: Sequence[Change], here: str, there: str, *, as_json: bool) -> None:
+    """What differs between two checkpoints, a line a value; nothing where they agree."""
+    if as_json:
+        rows = [{"layer": c.layer, "key": c.key, "here": c.here, "there": c.there} for c in changes]
+        emit_json({"schema_version": 1, "source": here, "other": there, "differences": rows})
+        return
+    if not changes:
+        say(f"{here} and {there} have the same rotary embedding")
+        return
+    table = _plain_table("layer", "value", "here", "there")
+    for change in changes:
+        cells = (change.layer, change.key, *("absent" if v is None else str(v) for v in (change.here, change.there)))
+        table.add_row(*(escape(printable(cell)) for cell in cells))
+    emit_table(table)
+
+
+def _runtime_lines(inspection: Inspection) -> Iterator[tuple[str, str]]:
+    """Who computes what the config means, in one line; then each that does not, with what it does instead."""
+    agreeing = [name for name, row in inspection.runtimes.items() if row.agrees]
+    if agreeing:
+        yield "runtimes that agree", ", ".join(agreeing)
+    for name, row in inspection.runtimes.items():
+        if row.agrees:
+            continue
+        if row.max_rel_diff is None or row.attention_factor is None:
+            text = "stops"
+        else:
+            text = f"frequencies off by {100 * row.max_rel_diff:.3g} %, attention factor {row.attention_factor:.5g}"
+        yield f"not: {name}", "; ".join([text, *row.notes])
 
 
 def show_plan(conversion: "Conversion", new_bytes: int, files: int) -> None:
@@ -318,8 +353,8 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
     cost = calibration.cost
     console.print(
         Text(
-            f"{first.documents} held-out documents at {first.length} tokens; the search took {cost['seconds']:.0f} s and "
-            f"{cost['forward_equivalents']:.1f} forward equivalents in {cost['evaluations']} evaluations"
+            f"{first.documents} held-out documents at {first.length} tokens; {cost['evaluations']} evaluations cost "
+            f"{cost['forward_equivalents']:.1f} forward equivalents; {cost['seconds']:.0f} s in all"
         )
     )
     for note in calibration.notes:

@@ -151,7 +151,10 @@ class Yarn:
 
 @dataclass(frozen=True, slots=True)
 class Llama3:
-    """Llama 3.1: a ramp in rotations, m = 1 (Meta `llama-models`, transformers `_compute_llama3_parameters`)."""
+    """Llama 3.1: a ramp in rotations, m = 1 (Meta `llama-models`, transformers `_compute_llama3_parameters`).
+
+    Equal bounds are a step, as Llama-4-Scout has it.
+    """
 
     rope_type: ClassVar[str] = "llama3"
     attention_factor: ClassVar[float] = 1.0
@@ -162,10 +165,6 @@ class Llama3:
     def __post_init__(self) -> None:
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             _number(name, getattr(self, name))
-        if self.low_freq_factor == self.high_freq_factor:
-            raise BadParameter(
-                "low_freq_factor and high_freq_factor are equal: the ramp has no width", where="low_freq_factor"
-            )
 
 
 @dataclass(frozen=True, slots=True)

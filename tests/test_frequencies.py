@@ -687,3 +687,10 @@ def test_no_spec_that_can_be_built_overflows(
         found = frequencies(replace(spec, scaling=scaling), tokens).inv_freq
         assert len(found) == pairs
         assert all(math.isfinite(w) and w >= 0 for w in found)
+
+
+def test_llama3_bounds_that_are_equal_are_a_step():
+    """Llama-4-Scout states low = high = 1: pairs that turn less than once are divided, all others kept."""
+    spec = RopeSpec(500000.0, 128, 128, 8192, 131072, Llama3(16.0, 1.0, 1.0))
+    for w, now in zip(base_frequencies(500000.0, 128), frequencies(spec).inv_freq, strict=True):
+        assert now == pytest.approx(w / 16 if 8192 * w / (2 * math.pi) < 1 else w)

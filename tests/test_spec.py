@@ -195,7 +195,6 @@ def test_a_geometry_that_cannot_be_is_refused(changes: dict[str, Any], where: st
     ("build", "where"),
     [
         (lambda: NtkByParts(4.0, 8.0, 8.0), "beta_fast"),
-        (lambda: Llama3(4.0, 8.0, 8.0), "low_freq_factor"),
         (lambda: Proportional(1.0, 1.5), "partial_rotary_factor"),
     ],
 )
