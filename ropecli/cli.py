@@ -10,10 +10,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ropecli import __version__, options, render
-from ropecli.checkpoint import Checkpoint, Problem, read_checkpoint
+from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.checkpoint import verify as find_problems
 from ropecli.errors import BadCalibration, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
-from ropecli.inspection import differences, expected, inspect, inspection_to_json
+from ropecli.inspection import (
+    broken_findings,
+    differences,
+    failed_checks,
+    inspect,
+    inspection_to_json,
+    tokenizer_config,
+)
 from ropecli.spec import RopeSpec
 
 app = typer.Typer(
@@ -45,9 +52,11 @@ def _root(
     del version
 
 
-@app.command("inspect", help="What rotary embedding does a checkpoint have?")
+@app.command("inspect", help="What rotary embedding does a checkpoint have, and what will each runtime make of it?")
 def inspect_command(
     models: options.Models,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 on a finding of severity error.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="With --check: on a warning, too.")] = False,
     expect: Annotated[
         str | None, typer.Option(metavar="KEY=VALUE,…", help="Exit with 1 unless these values are found.")
     ] = None,
@@ -64,37 +73,56 @@ def inspect_command(
     target_length: options.TargetLength = None,
     rope_type: Annotated[str, typer.Option(help="The method that --factor previews.")] = "yarn",
     original_length: options.OriginalLength = None,
+    force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Reads the config alone: no weights, no torch, no transformers."""
-    del quiet, debug
-    failures: list[str] = []
-    for model in models:
-        problems: tuple[Problem, ...] = ()
-        checkpoint = read_checkpoint(model)
-        if verify:
-            problems = find_problems(checkpoint)
-            failures += [f"{problem.where}: {problem.problem}" for problem in problems]
-        preview = None
-        if factor is not None or target_length is not None:
-            preview = _by_hand(checkpoint, rope_type, factor, target_length, original_length, {})
-        inspection = inspect(checkpoint, preview=preview, problems=problems)
-        if diff is not None:
-            changes = differences(inspection, inspect(read_checkpoint(diff)))
-            render.show_changes(changes, model, diff, as_json=as_json)
-        elif as_json:
-            render.emit_json(inspection_to_json(inspection))
-        else:
-            render.show_inspection(inspection)
-        if plot is not None:
-            from ropecli.plots import plot_wavelengths  # noqa: PLC0415 - matplotlib is slow, and an extra
+    """Reads the config alone: no weights, no torch, no transformers. Of many checkpoints every one is looked at.
 
-            plot_wavelengths(inspection.ropes, plot)
-        failures += [f"{model}: {line}" for line in (expected(inspection, expect) if expect else ())]
-    if failures:
-        raise CheckFailed("; ".join(failures))
+    A finding has a stable id; docs/findings.md has a section for each.
+    """
+    del debug
+    if plot is not None:
+        if len(models) > 1:
+            raise BadUsage("one figure shows one checkpoint", where="--plot")
+        _check_output_file(plot, force=force)
+    status = 0
+    for model in models:
+        try:
+            checkpoint = read_checkpoint(model)
+            preview = None
+            if factor is not None or target_length is not None:
+                preview = _by_hand(checkpoint, rope_type, factor, target_length, original_length, {})
+            inspection = inspect(
+                checkpoint,
+                preview=preview,
+                tokenizer_config=tokenizer_config(checkpoint),
+                problems=find_problems(checkpoint) if verify else (),
+            )
+            if diff is not None:
+                changes = differences(inspection, inspect(read_checkpoint(diff)))
+                render.show_changes(changes, model, diff, as_json=as_json)
+            elif as_json:
+                render.emit_json(inspection_to_json(inspection))
+            else:
+                render.show_inspection(inspection, quiet=quiet)
+            if plot is not None:
+                from ropecli.plots import plot_wavelengths  # noqa: PLC0415 - matplotlib is slow, and an extra
+
+                plot_wavelengths(inspection.ropes, plot)
+            failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
+            if failures:
+                render.show_failures(model, failures, as_json=as_json)
+                status = max(status, CheckFailed.exit_status)
+        except RopeError as error:
+            if len(models) == 1:
+                error.findings = broken_findings(model)
+                raise
+            render.show_error(error, as_json=as_json, findings=broken_findings(model))
+            status = max(status, error.exit_status)
+    if status:
+        raise typer.Exit(status)
 
 
 def _by_hand(
@@ -499,7 +527,7 @@ def _run(arguments: list[str]) -> int:
     else:
         return result if isinstance(result, int) else 0
     try:
-        render.show_error(failure, as_json=as_json)
+        render.show_error(failure, as_json=as_json, findings=failure.findings)
     except render.ReaderGone:
         return render.PIPE_CLOSED
     return failure.exit_status

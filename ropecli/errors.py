@@ -12,14 +12,15 @@ RopeError                 one line for a person, and a hint
 └─ Inconclusive       5   a calibration could not do what was asked
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class RopeError(Exception):
     """A failure that a user can act on.
 
     `problem` says what is wrong, what was found and what was expected; `where` names the file and the key or tensor;
-    `hint` says what to do next. Only `ropecli.cli` catches it.
+    `hint` says what to do next; `findings` are lint findings about the same file, where there are any. Only
+    `ropecli.cli` catches it.
     """
 
     exit_status: ClassVar[int] = 3
@@ -30,6 +31,7 @@ class RopeError(Exception):
         self.problem = problem
         self.where = where
         self.hint = hint
+        self.findings: tuple[Any, ...] = ()
 
     @property
     def message(self) -> str:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from ropecli.checkpoint import Checkpoint, Problem
+from ropecli.checkpoint import Checkpoint, Problem, read_json
 from ropecli.dialects import hf
-from ropecli.errors import BadUsage
+from ropecli.errors import BadUsage, RopeError
+from ropecli.findings import Finding, find, find_in_config
 from ropecli.frequencies import base_frequencies, frequencies, rotations
 from ropecli.runtimes import Reading, Request, compare, readings
 from ropecli.spec import LayerRope, RopeSpec, scaling_to_json
@@ -44,6 +46,7 @@ class Inspection:
     checkpoint: Checkpoint
     ropes: tuple[LayerRope, ...]
     runtimes: Mapping[str, RuntimeRow] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
@@ -51,13 +54,14 @@ def inspect(
     checkpoint: Checkpoint,
     *,
     preview: Mapping[str, RopeSpec] | None = None,
+    tokenizer_config: Mapping[str, Any] | None = None,
     problems: tuple[Problem, ...] = (),
 ) -> Inspection:
     """Look at a checkpoint; `preview` replaces the embedding of the layers that it names."""
     ropes = checkpoint.ropes
     if preview:
         ropes = tuple(replace(rope, spec=preview.get(rope.name, rope.spec)) for rope in ropes)
-    return Inspection(checkpoint, ropes, runtime_rows(checkpoint), problems=problems)
+    return Inspection(checkpoint, ropes, runtime_rows(checkpoint), find(checkpoint, tokenizer_config), problems)
 
 
 def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
@@ -138,6 +142,44 @@ def rope_to_json(rope: LayerRope) -> dict[str, Any]:
     return data
 
 
+def finding_to_json(finding: Finding) -> dict[str, Any]:
+    """One element of `findings`; `fix` maps key paths to the values to write, null to remove the key."""
+    return {
+        "id": finding.id,
+        "severity": finding.severity,
+        "message": finding.message,
+        "effect": finding.effect,
+        "fix": dict(finding.fix),
+    }
+
+
+def tokenizer_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """The tokenizer_config.json beside the config, where there is one that can be read."""
+    path = None if checkpoint.config_path is None else checkpoint.config_path.with_name("tokenizer_config.json")
+    try:
+        return None if path is None or not path.is_file() else read_json(path)[0]
+    except RopeError:
+        return None
+
+
+def broken_findings(source: str) -> tuple[Finding, ...]:
+    """What the rules say of a config that cannot be read as a rotary embedding; empty where it is not even JSON."""
+    path = Path(source)
+    try:
+        return find_in_config(read_json(path / "config.json" if path.is_dir() else path)[0], None)
+    except (RopeError, OSError):
+        return ()
+
+
+def failed_checks(inspection: Inspection, *, check: bool, strict: bool, expect: str | None) -> tuple[str, ...]:
+    """What fails of the checks that were asked for, one line each; problems of verified weights always do."""
+    grave = ("error", "warning") if strict else ("error",)
+    failures = [f"{problem.where}: {problem.problem}" for problem in inspection.problems]
+    if check or strict:
+        failures += [f"{f.id} {f.severity}: {f.message}" for f in inspection.findings if f.severity in grave]
+    return (*failures, *(expected(inspection, expect) if expect else ()))
+
+
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     """The document that `ropecli inspect --json` prints."""
     checkpoint = inspection.checkpoint
@@ -157,7 +199,7 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
             }
             for name, row in inspection.runtimes.items()
         },
-        "findings": [],
+        "findings": [finding_to_json(finding) for finding in inspection.findings],
         "weights": [{"where": p.where, "problem": p.problem, "hint": p.hint} for p in inspection.problems],
         "notes": list(checkpoint.notes),
         "baked": None,

@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ropecli.errors import RopeError
+from ropecli.findings import Finding
 from ropecli.frequencies import base_frequencies, frequencies
-from ropecli.inspection import Change, Inspection
+from ropecli.inspection import Change, Inspection, finding_to_json
 from ropecli.spec import LayerRope
 
 if TYPE_CHECKING:
@@ -89,15 +90,34 @@ def say(text: str, *, quiet: bool = False) -> None:
         _console(sys.stderr).print(Text(printable(text)))
 
 
-def show_error(error: RopeError, *, as_json: bool) -> None:
+def show_error(error: RopeError, *, as_json: bool, findings: Sequence[Finding] = ()) -> None:
     """One line and a hint on standard error; with --json the same as a document on standard output."""
     if as_json:
-        emit_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        document: dict[str, Any] = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+        emit_json(document | ({"findings": [finding_to_json(f) for f in findings]} if findings else {}))
         return
     console = _console(sys.stderr)
+    for label, text in _finding_lines(findings):
+        console.print(Text(f"{label}: {printable(text)}"))
     console.print(Text.assemble(("error: ", "bold red"), error.message))
     if error.hint:
         console.print(Text.assemble(("hint: ", "bold"), printable(error.hint)))
+
+
+def show_failures(source: str, failures: Sequence[str], *, as_json: bool) -> None:
+    """The checks that failed, one line each, on standard error: with --json the document on standard output has them."""
+    if not as_json or not failures:
+        for failure in failures:
+            _console(sys.stderr).print(Text.assemble(("failed: ", "bold red"), printable(f"{source}: {failure}")))
+
+
+def _finding_lines(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
+    for finding in findings:
+        fix = ", ".join(
+            f"{key} = {'(remove)' if value is None else _short(value)}" for key, value in finding.fix.items()
+        )
+        text = f"{finding.message}. {finding.effect}" + (f" Fix: {fix}" if fix else "")
+        yield f"{finding.severity} {finding.id}", text
 
 
 @contextmanager
@@ -177,8 +197,8 @@ def _rope_rows(rope: LayerRope) -> Iterator[tuple[str, str]]:
     yield from _regions(rope)
 
 
-def show_inspection(inspection: Inspection) -> None:
-    """One screen about a checkpoint's rotary embedding."""
+def show_inspection(inspection: Inspection, *, quiet: bool = False) -> None:
+    """One screen about a checkpoint's rotary embedding; `quiet` leaves out findings that are mere information."""
     checkpoint = inspection.checkpoint
     table = _plain_table()
     table.add_column(style="bold")
@@ -198,6 +218,8 @@ def show_inspection(inspection: Inspection) -> None:
         table.add_row("note", escape(printable(note)))
     for label, text in _runtime_lines(inspection):
         table.add_row(label, escape(printable(text)))
+    for label, text in _finding_lines([f for f in inspection.findings if not (quiet and f.severity == "info")]):
+        table.add_row(escape(label), escape(printable(text)))
     for problem in inspection.problems:
         table.add_row("weights", escape(printable(f"{problem.where}: {problem.problem}. {problem.hint}")))
     emit_table(table)

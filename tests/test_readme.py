@@ -1,0 +1,73 @@
+"""The README tells the truth: its commands run, its tree is the tree, its demo is the demo."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+MAKE = ("make demo", "make test", "examples/smollm2.sh", "python benchmarks/")
+
+
+def environment() -> dict[str, str]:
+    """This environment with the tool that is under test first on the path, and no colour."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the commands need, so that they may write into `build/`."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    (folder / "build").mkdir()
+    return folder
+
+
+def commands() -> list[str]:
+    """The README's own lines, without those that install, or that stand for the user's own files."""
+    lines = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(MAKE) and "calibrate M " not in line]
+
+
+def test_every_command_of_the_readme_runs(checkout: Path) -> None:
+    """In the order in which they stand, each ends with status 0 and prints a result."""
+    assert len(commands()) >= 8
+    for command in commands():
+        run = subprocess.run(["bash", "-c", command], cwd=checkout, env=environment(), capture_output=True, text=True, check=False)
+        assert run.returncode == 0, f"{command}\n{run.stderr}"
+        assert run.stdout or run.stderr, command
+
+
+def test_the_whole_job_in_one_line(checkout: Path) -> None:
+    """The pipeline of the README, with the tiny model in place of M and a short budget."""
+    line = next(line for line in README.splitlines() if line.startswith("ropecli calibrate M "))
+    line = line.replace("-o OUT", "-o build/piped").replace("convert M", "convert examples/tiny")
+    line = line.replace(
+        "calibrate M --data F", "calibrate examples/tiny --data examples/text/calibration --max-evals 3"
+    )
+    subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=checkout, env=environment(), check=True)
+    assert (checkout / "build/piped/model.safetensors").stat().st_size > 5_000_000
+
+
+def test_the_demo_in_the_readme_is_the_demo() -> None:
+    """The commands that the README shows are those that `make demo` runs."""
+    shown = re.findall(r"^\$ (ropecli .*)$", README, re.M)
+    script = (ROOT / "examples/demo.sh").read_text("utf-8")
+    run = [line.removeprefix("show ") for line in script.splitlines() if line.startswith("show ropecli")]
+    assert shown == [line.replace("$work", "build/demo") for line in run]
+
+
+def test_every_module_is_in_the_annotated_tree() -> None:
+    """Whoever looks for a file finds it in the README."""
+    tree = README.partition("```text\nropecli/")[2].partition("```")[0]
+    for package in ("ropecli", "calibrate"):
+        for path in sorted((ROOT / package).iterdir()):
+            if path.name.startswith("__") or path.name == "py.typed":
+                continue
+            assert path.name in tree, f"{package}/{path.name} is not in the README's tree"
