@@ -113,7 +113,7 @@ def inspect_command(
                 plot_wavelengths(inspection.ropes, plot)
             failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
             if failures:
-                render.show_failures(model, failures, as_json=as_json)
+                render.show_failures(model, failures)
                 status = max(status, CheckFailed.exit_status)
         except RopeError as error:
             if len(models) == 1:

@@ -21,7 +21,7 @@ from ropecli.spec import (
     Yarn,
 )
 
-SNAP = 1e-4
+SNAP = 5e-5
 """How far inside an integer corner a snapped β or α lies, in pairs: rounding outwards lands on the integer, and not
 rounding at all moves the ramp by at most this much."""
 
@@ -75,7 +75,7 @@ def snapped_betas(spec: RopeSpec, low: int, high: int) -> tuple[float, float]:
     """(beta_fast, beta_slow) whose corners lie `SNAP` inside the integers low < high.
 
     Runtimes that round the corners outwards then get exactly (low, high), and those that never round get them to
-    1e-4 of a pair. β belongs to `low`, α to `high`.
+    5e-5 of a pair. β belongs to `low`, α to `high`.
     """
     place = (spec.rope_theta, spec.rotary_dim, spec.original_length)
     return turns_at(low + SNAP, *place), turns_at(high - SNAP, *place)

@@ -104,11 +104,10 @@ def show_error(error: RopeError, *, as_json: bool, findings: Sequence[Finding] =
         console.print(Text.assemble(("hint: ", "bold"), printable(error.hint)))
 
 
-def show_failures(source: str, failures: Sequence[str], *, as_json: bool) -> None:
-    """The checks that failed, one line each, on standard error: with --json the document on standard output has them."""
-    if not as_json or not failures:
-        for failure in failures:
-            _console(sys.stderr).print(Text.assemble(("failed: ", "bold red"), printable(f"{source}: {failure}")))
+def show_failures(source: str, failures: Sequence[str]) -> None:
+    """The checks that failed, one line each, on standard error."""
+    for failure in failures:
+        _console(sys.stderr).print(Text.assemble(("failed: ", "bold red"), printable(f"{source}: {failure}")))
 
 
 def _finding_lines(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
@@ -220,6 +219,11 @@ def show_inspection(inspection: Inspection, *, quiet: bool = False) -> None:
         table.add_row(label, escape(printable(text)))
     for label, text in _finding_lines([f for f in inspection.findings if not (quiet and f.severity == "info")]):
         table.add_row(escape(label), escape(printable(text)))
+    if not quiet:
+        pages = "docs/rope.md" + (
+            ", docs/findings.md#" + inspection.findings[0].id.lower() if inspection.findings else ""
+        )
+        table.add_row("explained in", pages)
     for problem in inspection.problems:
         table.add_row("weights", escape(printable(f"{problem.where}: {problem.problem}. {problem.hint}")))
     emit_table(table)

@@ -549,7 +549,7 @@ def test_snapped_betas_truncate_to_their_corners(spec: RopeSpec) -> None:
 @pytest.mark.parametrize("factor", [2.0, 4.0, 8.0, 32.0])
 @pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
 def test_snapped_betas_make_truncation_harmless(spec: RopeSpec, factor: float) -> None:
-    """With snapped betas, runtimes that truncate and those that do not agree to 5e-5 (to 1e-4 at s = 32)."""
+    """With snapped betas, runtimes that truncate and those that do not agree to 5e-5."""
     worst = 0.0
     for low, high in itertools.combinations(range(spec.pairs + 1), 2):
         beta_fast, beta_slow = snapped_betas(spec, low, high)
@@ -557,7 +557,7 @@ def test_snapped_betas_make_truncation_harmless(spec: RopeSpec, factor: float) -
         truncated = ramp_frequencies(spec, factor, low, high)
         untruncated = ramp_frequencies(spec, factor, *yarn_corners(spec, smooth))
         worst = max(worst, *(abs(a / b - 1) for a, b in zip(untruncated, truncated, strict=True)))
-    assert 0 < worst <= (5e-5 if factor <= 8 else 1e-4)
+    assert 0 < worst <= 5e-5
 
 
 # ----------------------------------------------------------------------------------------------------- laws
