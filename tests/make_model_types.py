@@ -77,6 +77,8 @@ BY_HAND: Mapping[str, Mapping[str, Any]] = {
     "phi3": {"rope_types": {"su": "longrope", "yarn": "longrope"}},  # Phi3Config.convert_rope_params_to_dict
     "phi4_multimodal": {"rope_types": {"su": "longrope", "yarn": "longrope"}},
     "phimoe": {"mscale_pair": True},  # PhimoeRotaryEmbedding.forward
+    "mimo_v2_flash": {"partial_rotary_factor": 0.334},  # MiMoV2FlashRotaryEmbedding
+    "step3p5": {"groups": {"sliding_attention": {"theta_keys": ["rope_theta"]}}},  # Step3p7TextConfig.__post_init__
     "deepseek_v4": {  # DeepseekV4Attention: `rope_layer_type`
         "groups": {
             "main": {"layer_types": ["sliding_attention"]},
@@ -212,16 +214,24 @@ def is_read(config: PreTrainedConfig, key: str) -> bool:
         return has_effect(config, {key: scaling})
     if key == "rope_theta" and nested(config.rope_parameters):
         return True  # the groups say which of them reads it
-    return has_effect(config, {key: COMMON[key]}) or has_effect(config, {key: COMMON[key]}, {"rope_scaling": scaling})
+    alone, beside = {key: COMMON[key]}, {"rope_scaling": scaling, key: COMMON[key]}
+    return has_effect(config, alone) or (
+        computed(config, {"rope_scaling": scaling}) is not None
+        and computed(config, beside) != computed(config, {"rope_scaling": scaling})
+    )
 
 
-def has_effect(config: PreTrainedConfig, keys: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> bool:
+def has_effect(config: PreTrainedConfig, keys: Mapping[str, Any]) -> bool:
     """Whether keys change what the rotary module computes, or the class refuses them as it would any bad value."""
+    return computed(config, keys) != computed(config, {})
+
+
+def computed(config: PreTrainedConfig, keys: Mapping[str, Any]) -> dict[str, tuple[list[float], float]] | None:
+    """What the rotary module of a config of the same class computes; None where the class refuses the keys."""
     try:
-        before = frequencies(type(config)(**json.loads(json.dumps(beside or {}))))
-        return frequencies(type(config)(**json.loads(json.dumps({**keys, **(beside or {})})))) != before
+        return frequencies(type(config)(**json.loads(json.dumps(keys))))
     except Exception:  # noqa: BLE001  a class may refuse a key in any way it likes
-        return True
+        return None
 
 
 def attribute(config: PreTrainedConfig, name: str) -> Any:
@@ -374,9 +384,9 @@ def everything() -> dict[str, Any]:
     for name, config, text in text_configs():
         if name in WITHOUT_ROPE_PARAMETERS:
             types[name] = entry(config) | WITHOUT_ROPE_PARAMETERS[name]
-        elif not has_rope(text):
+        elif not hasattr(text, "rope_parameters"):
             without.append(name)
-        else:
+        elif has_rope(text):
             inner = text.model_type
             if inner not in types:
                 types[inner] = entry(type(text)())

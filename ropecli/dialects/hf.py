@@ -85,10 +85,11 @@ def _layer_rope(group: Group, facts: TypeFacts) -> LayerRope:
         pair_of_mscales = not facts.known or bool(facts.data.get("mscale_pair"))
         task = Task(reader, kind, longest, _original(reader, group), rotary_dim // 2, group.outer, pair_of_mscales)
         scaling, original_length, max_length = read_scaling(name, task)
-        layout = _layout(reader, facts)
+        layout = _layout(reader, facts, mla=mla)
         spec = RopeSpec(theta, head_dim, rotary_dim, original_length, max_length, scaling, layout)
     except BadParameter as error:
-        error.where = reader.sources.get(error.where, error.where)
+        name, bracket, index = error.where.partition("[")
+        error.where = f"{reader.sources.get(name, name)}{bracket}{index}"
         raise
     return LayerRope(
         group.name,
@@ -162,12 +163,15 @@ def _head_dim(reader: Reader) -> int:
     return whole(Found(whole(hidden) // whole(heads), reader.sources["head_dim"]))
 
 
-def _layout(reader: Reader, facts: TypeFacts) -> Layout:
+def _layout(reader: Reader, facts: TypeFacts, *, mla: bool) -> Layout:
     found = nearest(reader.text, *LAYOUT_KEYS)
     if found is not None:
         reader.note("layout", found)
         return "interleaved" if boolean(found) else "half"
-    reader.sources["layout"] = f"model_type {facts.name}" if facts.known else "assumed: half"
+    if not facts.known:
+        reader.sources["layout"] = "assumed: interleaved, as in DeepSeek" if mla else "assumed: half"
+        return "interleaved" if mla else "half"
+    reader.sources["layout"] = f"model_type {facts.name}"
     return "interleaved" if facts.data.get("layout") == "interleaved" else "half"
 
 

@@ -49,10 +49,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "model_max_length",
     ),
     "rope_type": ("rope_type", "type"),
-    "factor": ("factor", "scaling_factor", "rope_scaling_factor"),  # the last two: Grok, the original gpt-oss
-    "original_length": ("original_max_position_embeddings", "initial_context_length"),
-    "beta_fast": ("beta_fast", "rope_ntk_beta"),
-    "beta_slow": ("beta_slow", "rope_ntk_alpha"),
+    "factor": ("factor", "scaling_factor"),  # the second: Grok, InternLM-1
+    "original_length": ("original_max_position_embeddings",),
     "mrope_section": ("mrope_section", "xdrope_section"),
 }
 """Canonical name → the keys that mean it. The first that is present and not null wins."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ropecli.dialects.hf_keys import LAYERS_LIMIT, Found, Json, Place, items, nearest, whole
+from ropecli.dialects.hf_keys import LAYERS_LIMIT, Found, Json, Place, items, nearest, numbers, whole
 from ropecli.dialects.hf_types import TypeFacts
 from ropecli.errors import BadParameter
 
@@ -28,6 +28,13 @@ INTERVALS: Mapping[str, tuple[str, int]] = {
 }
 """Key → the type of the layers between two full ones, and where the count starts: layer i is full where (i + start) % n
 is 0."""
+
+COMPRESSION: Mapping[float, str] = {
+    0: "sliding_attention",
+    4: "compressed_sparse_attention",
+    128: "heavily_compressed_attention",
+}
+"""DeepSeek-V4's `compress_ratios`, one a layer → the type of the layer (transformers 5.23 `DeepseekV4Config`)."""
 
 PER_LAYER = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 """Keys that may hold one value a layer; 0 is a layer that does not rotate."""
@@ -138,7 +145,7 @@ def _layers(chain: tuple[Place, ...], facts: TypeFacts) -> _Layers:
     found = found or Found(1, "assumed: 1 layer")
     count = whole(found, most=LAYERS_LIMIT)
     kinds, kinds_source = _kinds(chain, count)
-    only = facts.data.get("rope_layers") if nearest(chain, "sliding_window") is not None else None
+    only = facts.data.get("rope_layers") if _window(chain) is not None else None
     flags = _rope_flags(chain, count)
     rotates = tuple(
         kind not in WITHOUT_ATTENTION and (only is None or kind in only or not kind) and flags[i]
@@ -159,6 +166,9 @@ def _kinds(chain: tuple[Place, ...], count: int) -> tuple[tuple[str, ...], str]:
                     f"expected {count} names, one a layer, found a list of {len(names)}", where=listed.source
                 )
             return tuple(RENAMED.get(names[i % len(names)], names[i % len(names)]) for i in range(count)), listed.source
+        special = _special_lists(place, count)
+        if special is not None:
+            return special
         for key, (between, start) in INTERVALS.items():
             found = place.find(key)
             if found is not None and found.value:
@@ -167,6 +177,19 @@ def _kinds(chain: tuple[Place, ...], count: int) -> tuple[tuple[str, ...], str]:
                     "full_attention" if (i + start) % every == 0 else between for i in range(count)
                 ), found.source
     return ("",) * count, ""
+
+
+def _special_lists(place: Place, count: int) -> tuple[tuple[str, ...], str] | None:
+    """Layer types from a list of something else: Bamba's indices of attention layers, DeepSeek-V4's compression."""
+    found = place.find("attn_layer_indices")
+    if found is not None:
+        full = items(found)
+        return tuple("full_attention" if i in full else "linear_attention" for i in range(count)), found.source
+    found = place.find("compress_ratios")
+    if found is not None and len(items(found)) >= count:
+        ratios = numbers(found)[:count]
+        return tuple(COMPRESSION.get(ratio, "compressed_sparse_attention") for ratio in ratios), found.source
+    return None
 
 
 def _interval(found: Found) -> int:
@@ -193,7 +216,7 @@ def _rope_flags(chain: tuple[Place, ...], count: int) -> list[bool]:
 
 
 def _scaling_object(chain: tuple[Place, ...]) -> Place:
-    """The scaling object; the config itself where its scaling keys stand at the top (Grok, the original gpt-oss)."""
+    """The scaling object; the config itself where its scaling keys stand at the top (Grok)."""
     text = chain[0]
     for place in chain:
         for key in SCALING_OBJECTS:
@@ -201,7 +224,7 @@ def _scaling_object(chain: tuple[Place, ...]) -> Place:
             strict = key.startswith("rope_")
             if found is not None and found.value and (strict or isinstance(found.value, Mapping)):
                 return place.inner(key)
-        if place is text and (isinstance(text.data.get("rope_type"), str) or text.find("rope_ntk_alpha") is not None):
+        if place is text and isinstance(text.data.get("rope_type"), str):
             return text
     return Place({}, text.key("rope_parameters"))
 
@@ -321,8 +344,9 @@ def _flat(chain: tuple[Place, ...], layers: _Layers, scaling: Place) -> list[Gro
 
 
 def _window(chain: tuple[Place, ...]) -> int | None:
-    """Tokens that a sliding layer attends to; none where the config switches the window off."""
-    if chain[0].data.get("use_sliding_window") is False:
+    """Tokens that a sliding layer attends to; none where the config says null or switches the window off."""
+    text = chain[0].data
+    if text.get("use_sliding_window") is False or text.get("sliding_window", 1) is None:
         return None
     found = nearest(chain, "sliding_window")
     return whole(found) if found is not None and isinstance(found.value, int) and found.value > 0 else None

@@ -40,6 +40,10 @@ TELECHAT_SLOPE = 0.07
 """TeleChat-3's `telechat3-yarn` scales the attention by 0.07·ln s + 1."""
 
 
+INTERNLM_FACTOR = Found(1.0, "default of rotary")
+"""InternLM-1 stretches its base by the length alone where `rotary` has no factor."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """What reading a scaling needs to know.
@@ -63,30 +67,24 @@ class Task:
 def scaling_kind(reader: Reader, renamed: Mapping[str, str]) -> tuple[str, Found]:
     """The canonical name of the scaling and the config's own word for it; `rope_type` beats `type`.
 
-    Raises BadParameter where the word is not a string.
+    Raises BadParameter where the word is not a string, and BadCheckpoint where no reader has that name.
     """
-    found = reader.in_rope("rope_type")
-    if found is None and reader.in_rope("rope_ntk_alpha") is not None:
-        found = Found("yarn", "rope_ntk_alpha")
+    found = next((f for key in ("rope_type", "type") for place in reader.rope if (f := place.find(key))), None)
     found = reader.note("rope_type", found or Found("default", "assumed: default"))
     if not isinstance(found.value, str):
         raise BadParameter(f"expected a name, found {found.value!r}", where=found.source)
     name = renamed.get(found.value, SAME_TYPE.get(found.value, found.value))
     if name == "dynamic" and reader.in_rope("alpha") is not None:
         name = "ntk_alpha"  # Hunyuan: the base times a power of alpha, at every length
+    if name not in READERS:
+        problem = f"the scaling {found.value!r} is not supported"
+        raise BadCheckpoint(problem, where=found.source, hint=f"supported: {', '.join(READERS)}")
     return name, found
 
 
 def read_scaling(name: str, task: Task) -> tuple[Scaling, int, int]:
-    """The scaling, the original length and the longest one; raises BadCheckpoint for a scaling that has no reader."""
-    reader = READERS.get(name)
-    if reader is None:
-        raise BadCheckpoint(
-            f"the scaling {task.kind.value!r} is not supported",
-            where=task.kind.source,
-            hint=f"supported: {', '.join(READERS)}",
-        )
-    return reader(task)
+    """The scaling, the original length and the longest one; raises BadParameter where a value is missing or wrong."""
+    return READERS[name](task)
 
 
 def _unscaled(task: Task) -> tuple[int, int]:
@@ -128,7 +126,7 @@ def _linear(task: Task) -> tuple[Scaling, int, int]:
 
 def _dynamic(task: Task) -> tuple[Scaling, int, int]:
     """Dynamic NTK: max_position_embeddings is the original length (transformers `_compute_dynamic_ntk_parameters`)."""
-    factor = task.reader.scaling_number("factor")
+    factor = task.reader.scaling_number("factor", INTERNLM_FACTOR if task.kind.source == "rotary.type" else None)
     task.reader.sources["original_length"] = task.reader.sources["max_length"]
     task.reader.sources["max_length"] += " · factor"
     return Dynamic(factor), task.longest, max(1, round(task.longest * factor))
@@ -144,11 +142,14 @@ def _ntk_alpha(task: Task) -> tuple[Scaling, int, int]:
 def _ntk_vllm(task: Task) -> tuple[Scaling, int, int]:
     """vLLM's `ntk` (`NTKScalingRotaryEmbedding`), which is a divisor for each pair: pair d is divided by s^(2(d+1)/D).
 
-    With `mixed_b` the divisor is exp(ln s·((d+1)/(D/2))^mixed_b) (kexue.fm 9706).
+    With `mixed_b` the divisor is s^(((d+1)/(D/2))^mixed_b) (kexue.fm 9706).
     """
     factor, pairs = task.reader.scaling_number("factor"), task.pairs
     power = task.reader.scaling_number("mixed_b", Found(1.0, "default of ntk"))
-    divisors = tuple(math.exp(math.log(factor) * ((d + 1) / pairs) ** power) for d in range(pairs))
+    for name, value in (("factor", factor), ("mixed_b", power)):
+        if value <= 0:
+            raise BadParameter(f"expected a number above 0, found {value:g}", where=name)
+    divisors = tuple(factor ** (((d + 1) / pairs) ** power) for d in range(pairs))
     lengths = _extended(task, factor)
     return Longrope(factor, divisors, divisors, attention_factor=1.0, short_attention_factor=1.0), *lengths
 
@@ -167,8 +168,6 @@ def _yarn(task: Task) -> tuple[Scaling, int, int]:
 def _truncate(task: Task) -> bool:
     """Whether the corners are rounded; transformers 5.23 reads it from the outer object, so a nested one is inert."""
     found = task.outer.find("truncate") if task.outer else task.reader.in_rope("truncate")
-    if found is None and task.reader.in_rope("rope_ntk_alpha") is not None:
-        found = Found(value=False, source="the original gpt-oss format never rounds")
     return boolean(task.reader.note("truncate", found or Found(value=True, source="default of yarn")))
 
 
