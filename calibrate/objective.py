@@ -180,5 +180,6 @@ class Objective:
         """The objective over documents, in nats a token. All arrays are [documents, bands]."""
         target, within = columns
         loss = nats[:, target].sum() / tokens[:, target].sum()
-        excess = (nats[:, within].sum() - default_nats[:, within].sum()) / tokens[:, within].sum() - self.guard
+        worse = float(nats[:, within].sum()) - float(default_nats[:, within].sum())
+        excess = worse / int(tokens[:, within].sum()) - self.guard
         return float(loss + GUARD_WEIGHT * max(excess, 0.0))

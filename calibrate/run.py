@@ -291,7 +291,7 @@ def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, comp
 def _trial_to_json(trial: Trial) -> dict[str, Any]:
     low, high, m = trial.point
     return {
-        "parameters": {"low": low, "high": high, "attention_factor": m},
+        "parameters": {"low": float(low), "high": float(high), "attention_factor": m},
         "nll": trial.nll if math.isfinite(trial.nll) else None,
         "documents": trial.documents,
         "tokens": trial.tokens,

@@ -33,6 +33,8 @@ TEMPERATURE_TRIALS = 7
 POLISH_TRIALS, POLISH_REACH = 3, 0.03
 """The last look at the temperature, on all documents: this many trials, this far around what few documents said."""
 TEMPERATURE_TOLERANCE = 2e-3
+HOPELESS = 1e3
+"""Nats a token above any loss that a model has."""
 SETTLING = 5
 """What settling on whole corners costs at most after a search on continuous ones: the default and `whole_cells`."""
 
@@ -53,6 +55,11 @@ def race_passes(space: Space, documents: int) -> float:
     neighbours = 8 * FINALISTS * levels + 8
     some = sweep + few * (neighbours + TEMPERATURE_TRIALS)
     return some / documents + FINALISTS + 1 + POLISH_TRIALS
+
+
+def _finite(value: float) -> float:
+    """scipy's parabolas and slopes need numbers: a loss that is none is worse than any that is."""
+    return min(value, HOPELESS)
 
 
 def _best(loss: Loss, points: Iterable[Point], documents: int, count: int) -> list[Point]:
@@ -102,7 +109,7 @@ def temperature(
 
     def at(attention_factor: float) -> float:
         seen[attention_factor] = loss(point._replace(attention_factor=attention_factor), documents)
-        return seen[attention_factor]
+        return _finite(seen[attention_factor])
 
     optimize.minimize_scalar(
         lambda m: at(float(m)),
@@ -141,7 +148,7 @@ def by_name(loss: Loss, space: Space, documents: int, name: str, *, corners: boo
         return Point(values[0], max(values[1], values[0] + 0.5), values[2])
 
     def at(x: Floats) -> float:
-        return loss(point_at(x), documents)
+        return _finite(loss(point_at(x), documents))
 
     begin = ((np.array(start) - lower) / (upper - lower))[free]
     box = [(0.0, 1.0)] * len(free)

@@ -12,7 +12,8 @@ from calibrate.score import Counts, Floats
 class Difference:
     """A mean difference in nats a token (after − before), its 95 % interval, and the documents it rests on.
 
-    low and high are infinite when there is only one document: it says nothing about the next one.
+    low and high are infinite when there is only one document, which says nothing about the next one, and when a loss is
+    not a finite number.
     """
 
     delta: float
@@ -34,9 +35,12 @@ def paired_difference(after: Floats, before: Floats, tokens: Counts) -> Differen
     2.2), and the interval is Student's t with documents − 1 degrees of freedom.
     """
     count = len(tokens)
-    difference = after - before
+    with np.errstate(invalid="ignore"):  # ∞ − ∞, which is answered below
+        difference = after - before
     delta = float(difference.sum() / tokens.sum())
     if count < 2:
+        return Difference(delta, -np.inf, np.inf, count)
+    if not np.isfinite(difference).all():
         return Difference(delta, -np.inf, np.inf, count)
     residual = (difference - delta * tokens) / tokens.mean()
     error = float(np.sqrt(residual.var(ddof=1) / count))
@@ -45,9 +49,9 @@ def paired_difference(after: Floats, before: Floats, tokens: Counts) -> Differen
 
 
 def standard_error(nats: Floats, tokens: Counts) -> float:
-    """Standard error of Σ nats / Σ tokens over documents; NaN for one document. Arrays are [documents]."""
+    """Standard error of Σ nats / Σ tokens over documents; NaN where there is none. Arrays are [documents]."""
     count = len(tokens)
-    if count < 2:
+    if count < 2 or not np.isfinite(nats).all():
         return float("nan")
     residual = (nats - nats.sum() / tokens.sum() * tokens) / tokens.mean()
     return float(np.sqrt(residual.var(ddof=1) / count))

@@ -1,0 +1,205 @@
+"""`calibrate.statistics` and the verdict that stands on it: intervals are right, and nothing is claimed by chance."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from calibrate.objective import Objective, Point
+from calibrate.run import FEWEST_DOCUMENTS, verdict
+from calibrate.statistics import Difference, paired_difference, standard_error
+
+FOUND, DEFAULT = Point(2, 5, 1.05), Point(0, 7, 1.1386)
+
+
+def test_three_documents_by_hand() -> None:
+    """A difference worked out on paper: δ = −9/60, residuals by document, t with two degrees of freedom."""
+    before, after = np.array([20.0, 41.0, 61.0]), np.array([19.0, 38.0, 56.0])
+    tokens = np.array([10, 20, 30])
+    found = paired_difference(after, before, tokens)
+    # residuals −1 + 1.5, −3 + 3, −5 + 4.5; their sample variance 0.25; the mean document has 20 tokens
+    error = math.sqrt(0.25 / 3) / 20
+    reach = 4.302652729911275 * error
+    assert found.delta == pytest.approx(-0.15)
+    assert (found.low, found.high) == (pytest.approx(-0.15 - reach), pytest.approx(-0.15 + reach))
+    assert found.documents == 3
+    assert found.excludes_zero == (reach < 0.15)
+
+
+@given(
+    st.lists(st.tuples(st.floats(100, 300), st.floats(-5, 5)), min_size=2, max_size=40).filter(
+        lambda rows: np.ptp([d for _, d in rows]) > 1e-3
+    ),
+    st.integers(1, 1000),
+)
+def test_with_equal_lengths_it_is_the_paired_t_test(rows: list[tuple[float, float]], tokens: int) -> None:
+    """For documents of equal length, the interval is scipy's own for a paired t-test of the means a token."""
+    before = np.array([nats for nats, _ in rows])
+    after = before + np.array([change for _, change in rows])
+    found = paired_difference(after, before, np.full(len(rows), tokens))
+    expected = stats.ttest_rel(after / tokens, before / tokens).confidence_interval(0.95)
+    assert found.low == pytest.approx(expected.low, rel=1e-6, abs=1e-9)
+    assert found.high == pytest.approx(expected.high, rel=1e-6, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.floats(10, 300), st.floats(10, 300), st.integers(5, 99)), min_size=1, max_size=20))
+def test_the_difference_is_that_of_two_sums(rows: list[tuple[float, float, int]]) -> None:
+    """δ is the difference of two losses that were each summed and divided once; swapping the two changes its sign."""
+    after, before, tokens = (np.array(column) for column in zip(*rows, strict=True))
+    found, back = paired_difference(after, before, tokens), paired_difference(before, after, tokens)
+    assert found.delta == pytest.approx(after.sum() / tokens.sum() - before.sum() / tokens.sum())
+    assert found.delta == pytest.approx(-back.delta)
+    assert found.low == pytest.approx(-back.high)
+
+
+def test_pairing_takes_out_what_documents_have_in_common() -> None:
+    """Documents that differ wildly, with one small steady gain: the paired interval sees it."""
+    draw = np.random.default_rng(0)
+    tokens = np.full(12, 768)
+    before = 768 * draw.normal(3.5, 0.5, 12)
+    after = before + 768 * draw.normal(-0.05, 0.01, 12)
+    found = paired_difference(after, before, tokens)
+    assert found.excludes_zero
+    assert standard_error(before, tokens) > 5 * (found.high - found.low)
+
+
+def test_one_document_says_nothing_about_the_next() -> None:
+    """With one document the interval is everything, and the standard error is unknown."""
+    found = paired_difference(np.array([90.0]), np.array([100.0]), np.array([50]))
+    assert (found.delta, found.low, found.high) == (-0.2, -math.inf, math.inf)
+    assert not found.excludes_zero
+    assert math.isnan(standard_error(np.array([90.0]), np.array([50])))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_proves_nothing(broken: float) -> None:
+    """One document whose loss is not finite makes the interval everything, without a warning."""
+    nats, before, tokens = np.array([90.0, broken, 80.0]), np.array([100.0, 90.0, 90.0]), np.array([50, 50, 50])
+    found = paired_difference(nats, before, tokens)
+    assert (found.low, found.high) == (-math.inf, math.inf)
+    assert not found.excludes_zero
+    assert math.isnan(standard_error(nats, tokens))
+    both = paired_difference(nats, nats, tokens)
+    assert (both.low, both.high) == (-math.inf, math.inf)
+
+
+def test_the_standard_error_of_equal_documents_is_the_usual_one() -> None:
+    """For documents of equal length it is the standard deviation of the means over √n."""
+    nats = np.array([300.0, 310.0, 290.0, 330.0])
+    expected = np.std(nats / 100, ddof=1) / 2
+    assert standard_error(nats, np.full(4, 100)) == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------------------------------------ the verdict
+
+
+def judged(
+    beyond: Difference,
+    within: Difference | None = None,
+    *,
+    documents: int = 12,
+    point: Point = FOUND,
+    objective: str = "beyond",
+    guard: float = 0.005,
+) -> tuple[str, str]:
+    same = Difference(0.0, -0.001, 0.001, beyond.documents)
+    differences = {"within": within or same, "beyond": beyond, "all": beyond}
+    return verdict(differences, Objective.parse(objective, guard), documents, point, DEFAULT)
+
+
+GAIN = Difference(-0.05, -0.06, -0.04, 12)
+
+
+@pytest.mark.parametrize("objective", ["beyond", "all", "last:128"])
+def test_a_proved_gain_is_calibrated(objective: str) -> None:
+    """An interval below zero on held-out text is a gain, and the sentence holds its numbers."""
+    decision, reason = judged(GAIN, objective=objective)
+    assert decision == "calibrated"
+    assert "-0.0500" in reason
+    assert "-0.0600 to -0.0400" in reason
+
+
+@pytest.mark.parametrize(
+    ("beyond", "said"),
+    [
+        (Difference(-0.05, -0.11, 0.01, 12), "not proved"),
+        (Difference(-0.05, -0.10, 0.0, 12), "not proved"),
+        (Difference(0.05, 0.04, 0.06, 12), "not proved"),
+        (Difference(-0.05, -math.inf, math.inf, 1), "not proved"),
+        (Difference(math.nan, math.nan, math.nan, 12), "not proved"),
+    ],
+)
+def test_what_is_not_proved_is_the_default(beyond: Difference, said: str) -> None:
+    """An interval that touches zero, a loss, a single document, or a loss that is no number: the default stands."""
+    decision, reason = judged(beyond)
+    assert decision == "default"
+    assert said in reason
+
+
+def test_few_documents_claim_nothing() -> None:
+    """Below five calibration documents the default stands whatever the held-out text says, and the reason is given."""
+    for documents in range(1, FEWEST_DOCUMENTS):
+        for point in (FOUND, DEFAULT):
+            decision, reason = judged(GAIN, documents=documents, point=point)
+            assert decision == "default"
+            assert f"{documents} calibration document" in reason
+            assert "5 are needed" in reason
+    assert judged(GAIN, documents=FEWEST_DOCUMENTS)[0] == "calibrated"
+
+
+def test_a_search_that_found_nothing_says_so() -> None:
+    """When the best point is the default itself, that is the reason."""
+    decision, reason = judged(GAIN, point=DEFAULT)
+    assert (decision, "nothing better" in reason) == ("default", True)
+
+
+def test_a_gain_that_costs_too_much_within_the_original_length_is_refused() -> None:
+    """A loss within L that is proved to exceed the guard undoes a gain beyond it; one that may not, does not."""
+    costly = Difference(0.02, 0.01, 0.03, 12)
+    decision, reason = judged(GAIN, costly)
+    assert (decision, "+0.0200 nats within it" in reason) == ("default", True)
+    assert judged(GAIN, costly, guard=0.02)[0] == "calibrated"
+    assert judged(GAIN, Difference(0.004, -0.002, 0.01, 12))[0] == "calibrated"
+
+
+def simulated(effect: float, documents: int, draw: np.random.Generator) -> str:
+    """A calibration of synthetic documents whose true mean difference is `effect` standard errors."""
+    tokens = draw.integers(1, 4, documents) * 768
+    spread = 0.03
+    true = effect * spread / math.sqrt(documents)
+    before = tokens * draw.normal(3.6, 0.3, documents)
+    after = before + tokens * draw.normal(true, spread, documents)
+    beyond = paired_difference(after, before, tokens)
+    within = paired_difference(before, before + tokens * draw.normal(0, spread, documents), tokens)
+    return judged(beyond, within, documents=documents)[0]
+
+
+@pytest.mark.parametrize("documents", [6, 12, 24])
+def test_without_a_true_difference_it_says_calibrated_in_at_most_one_run_of_twenty(documents: int) -> None:
+    """400 synthetic runs in which nothing is better: at most 5 % claim that something is."""
+    draw = np.random.default_rng(documents)
+    claims = sum(simulated(0.0, documents, draw) == "calibrated" for _ in range(400))
+    assert claims <= 20
+
+
+@pytest.mark.parametrize("documents", [12, 24])
+def test_a_true_difference_of_three_standard_errors_is_found_in_most_runs(documents: int) -> None:
+    """400 synthetic runs with a gain of three standard errors: most find it, and none with as large a loss does."""
+    draw = np.random.default_rng(documents)
+    assert sum(simulated(-3.0, documents, draw) == "calibrated" for _ in range(400)) > 240
+    assert sum(simulated(3.0, documents, draw) == "calibrated" for _ in range(400)) == 0
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """Over 2,000 synthetic runs with documents of unequal length the 95 % interval covers the truth 93 to 97 times."""
+    draw = np.random.default_rng(7)
+    covered = 0
+    for _ in range(2000):
+        tokens = draw.integers(1, 4, 12) * 768
+        after = tokens * draw.normal(-0.01, 0.03, 12)
+        found = paired_difference(after, np.zeros(12), tokens)
+        covered += found.low <= -0.01 <= found.high
+    assert 0.93 <= covered / 2000 <= 0.97
