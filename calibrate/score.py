@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import exp
 from typing import Any
 
@@ -61,6 +62,11 @@ class Bands:
             raise ValueError(f"band edges must ascend from at least 1, found {self.edges}")
 
     @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(first, last + 1) position of each band."""
+        return tuple(pairwise(self.edges))
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Predicted tokens in each band of one window."""
         return tuple(b - a for a, b in zip(self.edges, self.edges[1:], strict=False))
@@ -86,12 +92,21 @@ def token_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:
     model's own forward then runs on slices of the hidden states, so that every architecture's head, soft cap or
     logit scale applies, and only a slice of the logits exists at a time.
     """
+    outputs = getattr(model, model.base_model_prefix)(input_ids=ids, use_cache=False)
+    hidden = outputs.last_hidden_state
+    return torch.cat([losses for _, _, losses in sliced_nll(model, ids, outputs, hidden)], dim=1)
+
+
+def sliced_nll(
+    model: Any, ids: torch.Tensor, outputs: Any, hidden: torch.Tensor
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """The head on slices of the hidden states: (first, last, losses) for columns first … last − 1 of `token_nll`.
+
+    hidden [windows, length, width] stands in for the backbone's own `outputs`.
+    """
     backbone = getattr(model, model.base_model_prefix)
-    outputs = backbone(input_ids=ids, use_cache=False)
-    hidden = outputs.last_hidden_state  # [windows, length, width]
     vocabulary = model.get_output_embeddings().weight.shape[0]
     step = max(1, CHUNK_ENTRIES // (vocabulary * ids.shape[0]))
-    parts = []
     for start in range(0, ids.shape[1] - 1, step):
         stop = min(start + step, ids.shape[1] - 1)
         outputs.last_hidden_state = hidden[:, start:stop]
@@ -99,8 +114,7 @@ def token_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:
             logits = model(input_ids=ids[:, start:stop], use_cache=False).logits  # [windows, slice, vocabulary]
         targets = ids[:, start + 1 : stop + 1]
         losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        parts.append(losses.view_as(targets))
-    return torch.cat(parts, dim=1)
+        yield start, stop, losses.view_as(targets)
 
 
 def windows_at_once(length: int, device: torch.device) -> int:
