@@ -39,6 +39,7 @@ KEPT = (
     "sliding_window",
     "no_rope_layer_interval",
     "rope_interleave",
+    "use_sliding_window",
 )
 """Attributes whose default is kept under their own name."""
 

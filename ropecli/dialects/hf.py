@@ -8,8 +8,8 @@ a class defaults is data.
 
 from collections.abc import Mapping
 
+from ropecli.dialects.hf_groups import Group, groups
 from ropecli.dialects.hf_keys import Found, Json, Place, Reader, boolean, items, nearest, number, whole
-from ropecli.dialects.hf_layers import Group, groups
 from ropecli.dialects.hf_scaling import Task, read_scaling, scaling_kind
 from ropecli.dialects.hf_types import TypeFacts, type_facts, without_rope
 from ropecli.errors import BadParameter
