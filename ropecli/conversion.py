@@ -1,17 +1,31 @@
 """The plan of a conversion, as a value: what the config will say, which files go along. Touches no disk."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import unified_diff
+from io import StringIO
 from typing import Any, Literal
 
 from ropecli.checkpoint import Checkpoint
 from ropecli.dialects import hf, portable
 from ropecli.dialects.portable import Schema
-from ropecli.errors import BadCheckpoint, BadUsage
-from ropecli.json_edit import ABSENT, with_members
-from ropecli.spec import Dynamic, LayerRope, Linear, Llama3, Longrope, Ntk, NtkByParts, Plain, RopeSpec, Scaling, Yarn
+from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
+from ropecli.json_edit import with_members
+from ropecli.spec import (
+    Dynamic,
+    LayerRope,
+    Linear,
+    Llama3,
+    Longrope,
+    Ntk,
+    NtkByParts,
+    Plain,
+    RopeSpec,
+    Scaling,
+    Yarn,
+    default_attention_factor,
+)
 
 Layers = Literal["full", "all"]
 EXTENDABLE = ("default", "linear", "ntk", "dynamic", "yarn")
@@ -44,10 +58,12 @@ class Conversion:
 
     @property
     def diff(self) -> str:
-        """The changed config as a unified diff."""
-        old = self.checkpoint.config_text.splitlines(keepends=True)
-        new = self.texts["config.json"].splitlines(keepends=True)
-        return "".join(unified_diff(old, new, "a/config.json", "b/config.json"))
+        """The changed config as a unified diff, as git writes it."""
+        # StringIO breaks lines at \n alone; str.splitlines would at characters inside of strings
+        old = StringIO(self.checkpoint.config_text).readlines()
+        new = StringIO(self.texts["config.json"]).readlines()
+        lines = unified_diff(old, new, "a/config.json", "b/config.json")
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def scaling_by_hand(
@@ -63,7 +79,10 @@ def scaling_by_hand(
     high_freq_factor: float | None = None,
     factors: Sequence[float] | None = None,
 ) -> Scaling:
-    """A scaling from the options of the command line. Raises BadUsage for an option that the kind does not have."""
+    """A scaling from the options of the command line; `factor` is 1 for none.
+
+    Raises BadUsage for an option that the kind does not have, and for a number out of its range.
+    """
     given = {
         "--beta-fast": beta_fast,
         "--beta-slow": beta_slow,
@@ -89,21 +108,38 @@ def scaling_by_hand(
         if value is not None and option not in allowed[rope_type]:
             has = ", ".join(allowed[rope_type]) or "no option but --factor"
             raise BadUsage(f"{rope_type} does not have it", where=option, hint=f"{rope_type} has {has}")
-    default = Yarn.default(factor)
-    fast, slow = beta_fast or default.beta_fast, beta_slow or default.beta_slow
-    m = attention_factor
-    scalings: dict[str, Any] = {
+    if rope_type == "none" and factor != 1:
+        raise BadUsage("without scaling nothing is extended", where="--factor", hint="leave --factor out, or use yarn")
+    fast, slow = _given(beta_fast, 32.0), _given(beta_slow, 1.0)
+    low, high = _given(low_freq_factor, 1.0), _given(high_freq_factor, 4.0)
+    for option, lower, upper in (("--beta-slow", slow, fast), ("--low-freq-factor", low, high)):
+        if lower >= upper:
+            raise BadUsage(
+                f"expected less than the ramp's upper end, {upper:g}, found {lower:g}",
+                where=option,
+                hint="pairs that turn less often than the lower end are slowed whole, those that turn more than the "
+                "upper end are kept",
+            )
+    m = _given(attention_factor, 1.0 if rope_type == "ntk-by-parts" else default_attention_factor(factor))
+    scalings: dict[str, Callable[[], Scaling]] = {
         "none": Plain,
         "linear": lambda: Linear(factor),
         "ntk": lambda: Ntk(factor),
         "dynamic": lambda: Dynamic(factor),
-        "ntk-by-parts": lambda: NtkByParts(factor, fast, slow, 1.0 if m is None else m),
-        "yarn": lambda: Yarn(factor, default.attention_factor if m is None else m, fast, slow, truncate is not False),
-        "llama3": lambda: Llama3(factor, low_freq_factor or 1.0, high_freq_factor or 4.0),
-        "longrope": lambda: _longrope(spec, factor, factors, default.attention_factor if m is None else m),
+        "ntk-by-parts": lambda: NtkByParts(factor, fast, slow, m),
+        "yarn": lambda: Yarn(factor, m, fast, slow, truncate is not False),
+        "llama3": lambda: Llama3(factor, low, high),
+        "longrope": lambda: _longrope(spec, factor, factors, m),
     }
-    scaling: Scaling = scalings[rope_type]()
-    return scaling
+    try:
+        return scalings[rope_type]()
+    except BadParameter as error:
+        option = error.where.replace("short_factor", "factors").replace("_", "-")
+        raise BadUsage(error.problem, where=f"--{option}", hint=error.hint) from error
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _longrope(spec: RopeSpec, factor: float, factors: Sequence[float] | None, attention_factor: float) -> Longrope:
@@ -116,18 +152,22 @@ def _longrope(spec: RopeSpec, factor: float, factors: Sequence[float] | None, at
 def extended(spec: RopeSpec, scaling: Scaling, original_length: int | None = None) -> RopeSpec:
     """`spec` with another scaling, from its original length (or the one given) to factor times that.
 
-    Raises BadUsage where factor times the original length is not a whole number of tokens: runtimes take either number
-    for the truth, so they must agree.
+    Raises BadUsage where that is out of all bounds, or not a whole number of tokens: runtimes take the factor or the
+    length for the truth, so they must agree.
     """
     original = original_length or spec.original_length
     length = original * scaling.factor
-    if abs(length - round(length)) > 1e-6 * length:
+    if abs(length - round(length)) > 1e-9 * length:
         raise BadUsage(
             f"factor {scaling.factor:g} times the original length {original} is not a whole number of tokens",
             where="--factor",
             hint=f"use --target-length {round(length)}",
         )
-    return replace(spec, scaling=scaling, original_length=original, max_length=round(length))
+    try:
+        return replace(spec, scaling=scaling, original_length=original, max_length=round(length))
+    except BadParameter as error:
+        option = {"max_length": "--factor", "original_length": "--original-length"}.get(error.where, error.where)
+        raise BadUsage(error.problem, where=option, hint=error.hint) from error
 
 
 def chosen_layers(checkpoint: Checkpoint, layers: Layers) -> tuple[LayerRope, ...]:
@@ -157,7 +197,7 @@ def plan(
     schema: Schema = "both",
     tokenizer_text: str | None = None,
 ) -> Conversion:
-    """What to write so that the layers named in `intent` rotate as it says.
+    """What to write so that the layers named in `intent` rotate as it says, and all others as before.
 
     tokenizer_text  tokenizer_config.json, whose `model_max_length` follows where it was the old limit
     Raises BadUsage and BadCheckpoint for what cannot be written.
@@ -167,24 +207,27 @@ def plan(
     inner, path = hf.text_config(checkpoint.config)
     nested = any(rope.name != "default" for rope in checkpoint.ropes)
     if nested:
-        changes = portable.nested_changes(inner, intent)
+        changes = portable.layered_changes(inner, checkpoint.ropes, intent, schema)
     else:
         (spec,) = intent.values()
         changes = portable.flat_changes(inner, spec, schema)
     texts = {"config.json": with_members(checkpoint.config_text, path, changes)}
+    after, _ = hf.text_config(json.loads(texts["config.json"]))
     prefix = ".".join(path) + "." if path else ""
     edits = [
-        Edit(prefix + key, inner.get(key), None if value is ABSENT else value)
-        for key, value in changes.items()
-        if value is not inner.get(key) and (value is ABSENT or key not in inner or inner[key] != value)
+        Edit(prefix + key, inner.get(key), after.get(key))
+        for key in changes
+        if json.dumps(inner.get(key)) != json.dumps(after.get(key)) or (key in inner) != (key in after)
     ]
     notes = []
-    length = changes["max_position_embeddings"]
     if tokenizer_text is not None:
         limit = json.loads(tokenizer_text).get("model_max_length")
-        if limit == inner.get("max_position_embeddings") and limit != length:
+        length = max(portable.served_length(spec) for spec in intent.values())
+        old_limits = [inner.get(key) for key in changes if after.get(key) == length]
+        if limit is not None and limit != length and limit in old_limits:
             texts["tokenizer_config.json"] = with_members(tokenizer_text, (), {"model_max_length": length})
             edits.append(Edit("tokenizer_config.json: model_max_length", limit, length))
+    whole = {rope.name: intent.get(rope.name, rope.spec) for rope in checkpoint.ropes}
     if any(isinstance(spec.scaling, Dynamic) for spec in intent.values()):
         notes.append("dynamic means something else in nearly every runtime; --rope-type ntk freezes it into the base")
-    return Conversion(checkpoint, dict(intent), texts, tuple(edits), tuple(notes))
+    return Conversion(checkpoint, whole, texts, tuple(edits), tuple(notes))

@@ -1,7 +1,8 @@
 """The deed: stage beside the target, read it back, rename. An output folder is complete or absent.
 
-The source is only ever read. A file of the output that is not rewritten is a reflink, a hard link or a copy of the
-source's, whichever the file system and `--weights` allow.
+The source is only ever read. Weights of the output are reflinks, hard links, symbolic links or copies of the source's,
+whichever `--weights` and the file system allow. Small files are never links: a tool that later writes a tokenizer into
+the output must not reach the source through them.
 """
 
 import errno
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json
+from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_headers
 from ropecli.conversion import Conversion
-from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists
+from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import RopeSpec
 
@@ -41,20 +42,27 @@ class Receipt:
 
 
 def carried_files(source: Path) -> dict[str, Path]:
-    """Relative name → file, for everything that goes along; links are resolved, folders of tools are left behind.
+    """Relative name → file, for everything that goes along; links are followed, folders of tools are left behind.
 
-    Raises BadCheckpoint for a link that leads nowhere.
+    Raises BadCheckpoint for a link that leads nowhere, or in a circle, and for what cannot be looked at.
     """
-    found: dict[str, Path] = {}
-    for folder, names, files in os.walk(source):
-        names[:] = sorted(name for name in names if name not in LEFT_BEHIND)
-        for name in sorted(files):
-            path = Path(folder) / name
-            if not path.exists():
-                raise BadCheckpoint("the link leads nowhere", where=str(path), hint="download the checkpoint again")
-            if path.is_file():
-                found[str(path.relative_to(source))] = path
-    return found
+    try:
+        return dict(_walk(source, source, (source.resolve(),)))
+    except OSError as error:
+        raise BadCheckpoint(f"cannot be read ({error.strerror})", where=str(error.filename or source)) from error
+
+
+def _walk(source: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists():
+            raise BadCheckpoint("the link leads nowhere", where=str(path), hint="download the checkpoint again")
+        if path.is_dir() and path.name not in LEFT_BEHIND:
+            real = path.resolve()
+            if real in above:
+                raise BadCheckpoint("the link leads back to a folder around it", where=str(path), hint="remove it")
+            yield from _walk(source, path, (*above, real))
+        elif path.is_file():
+            yield str(path.relative_to(source)), path
 
 
 def _link(source: Path, target: Path, how: str) -> bool:
@@ -91,10 +99,16 @@ def _clone(source: int, target: int) -> None:
     fcntl.ioctl(target, _FICLONE, source)
 
 
+def _ways(name: str, weights: Weights) -> tuple[str, ...]:
+    """How a file may come into the output, the best way first."""
+    if not name.endswith(WEIGHT_SUFFIXES):
+        return ("copy",) if weights == "copy" else ("reflink", "copy")
+    return ("reflink", "hardlink", "copy") if weights == "auto" else (weights,)
+
+
 def place(source: Path, target: Path, weights: Weights) -> str:
     """Put one file of the source at `target`; returns how. Raises NoResource where the chosen way is impossible."""
-    ways = {"auto": ("reflink", "hardlink", "copy")}.get(weights, (weights,))
-    for how in ways:
+    for how in _ways(source.name, weights):
         if _link(source, target, how):
             return how
     raise NoResource(
@@ -111,11 +125,27 @@ def tokenizer_text(checkpoint: Checkpoint) -> str | None:
 
 
 def survey(conversion: Conversion, out: Path | None, weights: Weights) -> tuple[int, int]:
-    """(files that go along, bytes that would be written); looks, and touches nothing."""
+    """(files that go along, bytes that would be written at most); looks, and touches nothing.
+
+    Raises what `write` would before it writes, but does not mind an output that exists.
+    """
     files = _carried(conversion, weights)
-    linked = weights != "copy" and (out is None or all(_same_device(path, out) for path in files.values()))
-    copied = 0 if linked else sum(path.stat().st_size for path in files.values())
-    return len(files), copied + sum(len(text.encode()) for text in conversion.texts.values())
+    if out is not None:
+        _check_target(conversion.checkpoint.path or out, out, force=True)
+    place_of_out = out or (conversion.checkpoint.path or Path()).absolute()
+    rewritten = sum(len(text.encode()) for text in conversion.texts.values())
+    return len(files), _copied_bytes(files, place_of_out, weights) + rewritten
+
+
+def _copied_bytes(files: Mapping[str, Path], out: Path, weights: Weights) -> int:
+    """What the copies take on the disk of `out`, if it makes no reflinks."""
+    device = out.parent.stat().st_dev
+    sizes = [
+        path.stat().st_size
+        for name, path in files.items()
+        if "copy" in (ways := _ways(name, weights)) and ("hardlink" not in ways or path.stat().st_dev != device)
+    ]
+    return sum(sizes)
 
 
 def _carried(conversion: Conversion, weights: Weights) -> dict[str, Path]:
@@ -124,9 +154,18 @@ def _carried(conversion: Conversion, weights: Weights) -> dict[str, Path]:
         raise BadUsage("a config on standard input cannot be converted", hint="name a checkpoint folder")
     if not source.is_dir():
         raise BadUsage("expected a checkpoint folder", where=str(source), hint=f"try {source.parent}")
+    typed = Path(conversion.checkpoint.source)
+    if typed.is_dir() and not typed.samefile(source):
+        raise BadUsage(
+            f"is an adapter, whose base model is {source}",
+            where=str(typed),
+            hint="merge it into its base, or convert the base",
+        )
     files = {name: path for name, path in carried_files(source).items() if name not in conversion.texts}
     if weights == "none":
-        files = {name: path for name, path in files.items() if not name.endswith(WEIGHT_SUFFIXES)}
+        return {name: path for name, path in files.items() if not name.endswith(WEIGHT_SUFFIXES)}
+    if any(name.endswith((".safetensors", ".safetensors.index.json")) and Path(name).name == name for name in files):
+        tensor_headers(source)
     return files
 
 
@@ -145,10 +184,7 @@ def _check_target(source: Path, out: Path, *, force: bool) -> None:
 
 
 def _check_space(files: Mapping[str, Path], out: Path, weights: Weights) -> None:
-    copied = [
-        path for path in files.values() if weights == "copy" or (weights != "none" and not _same_device(path, out))
-    ]
-    needed = sum(path.stat().st_size for path in copied)
+    needed = _copied_bytes(files, out, weights)
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise NoResource(
@@ -156,10 +192,6 @@ def _check_space(files: Mapping[str, Path], out: Path, weights: Weights) -> None
             where=str(out.parent),
             hint="write to the source's file system, where weights are linked instead of copied",
         )
-
-
-def _same_device(path: Path, out: Path) -> bool:
-    return path.stat().st_dev == out.parent.stat().st_dev
 
 
 @contextmanager
@@ -189,21 +221,29 @@ def worst_difference(found: Frequencies, wanted: Frequencies) -> float:
     return max(abs(a - b) / max(abs(a), abs(b)) if a or b else 0.0 for a, b in pairs)
 
 
-def prove(folder: Path, intent: Mapping[str, RopeSpec]) -> None:
-    """Read the written checkpoint and recompute. Raises CheckFailed if it does not mean what was asked."""
-    ropes = {rope.name: rope.spec for rope in read_checkpoint(str(folder)).ropes}
-    for name, spec in intent.items():
-        if name not in ropes:
-            raise CheckFailed(f"the written config has no layers {name!r}", where=str(folder))
+def prove(folder: Path, intent: Mapping[str, RopeSpec], name: str) -> None:
+    """Read the written checkpoint and recompute. Raises CheckFailed if it does not mean what was asked.
+
+    folder  where it lies now; name  what errors call it
+    """
+    report = "this is a fault of ropecli or an architecture it misreads; please report it"
+    try:
+        ropes = {rope.name: rope.spec for rope in read_checkpoint(str(folder)).ropes}
+    except RopeError as error:
+        problem = error.message.replace(str(folder), name)
+        raise CheckFailed(f"the written config cannot be read: {problem}", where=name, hint=report) from error
+    for layers, spec in intent.items():
+        if layers not in ropes:
+            raise CheckFailed(f"the written config has no layers {layers!r}", where=name, hint=report)
         for length in (spec.original_length, spec.max_length):
-            found, wanted = frequencies(ropes[name], length), frequencies(spec, length)
+            found, wanted = frequencies(ropes[layers], length), frequencies(spec, length)
             off = worst_difference(found, wanted) if len(found.inv_freq) == len(wanted.inv_freq) else float("inf")
             if off > FREQUENCY_TOLERANCE or abs(found.attention_factor - wanted.attention_factor) > FACTOR_TOLERANCE:
                 raise CheckFailed(
                     f"the written config means other numbers than asked: frequencies differ by {off:.2g}, attention "
                     f"factor {found.attention_factor:g} instead of {wanted.attention_factor:g}",
-                    where=f"{folder}: {name}",
-                    hint="this is a fault of ropecli or an architecture it misreads; please report it",
+                    where=f"{name}: {layers}",
+                    hint=report,
                 )
 
 
@@ -223,8 +263,7 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
             for name, path in files.items():
                 target = stage / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                small = not name.endswith(WEIGHT_SUFFIXES) and weights == "none"
-                ways[name] = place(path, target, "auto" if small else weights)
+                ways[name] = place(path, target, weights)
                 new_bytes += path.stat().st_size if ways[name] == "copy" else 0
             for name, text in conversion.texts.items():
                 data = text.encode("utf-8")
@@ -234,7 +273,7 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
                     os.fsync(writer.fileno())
                 ways[name] = "rewritten"
                 new_bytes += len(data)
-            prove(stage, conversion.intent)
+            prove(stage, conversion.intent, str(out))
     except OSError as error:
         raise NoResource(
             f"cannot be written ({error.strerror})", where=str(out), hint="check space and rights"

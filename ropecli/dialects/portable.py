@@ -6,14 +6,16 @@ not look at, and a `rope_scaling` beside it replaces it whole. The measured beha
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, assert_never
 
+from ropecli.dialects.hf_keys import NAMES
 from ropecli.errors import BadUsage
-from ropecli.frequencies import ntk_base, snapped_betas, yarn_corners
+from ropecli.frequencies import SNAP, ntk_base, ramp_frequencies, snapped_betas, yarn_corners
 from ropecli.json_edit import ABSENT
 from ropecli.spec import (
     Dynamic,
+    LayerRope,
     Linear,
     Llama3,
     Longrope,
@@ -30,6 +32,9 @@ Schema = Literal["both", "v4", "v5"]
 ORIGINAL = "original_max_position_embeddings"
 KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 """Members of a scaling dict that say how wide or how split the rotation is; they survive every rewrite."""
+
+OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith("_base"))
+"""What older model types call the base."""
 
 SMALL = 1e-6
 """The lesser half of an mscale pair: so small that its own magnitude is 1, and not 0, which readers take for absent."""
@@ -51,26 +56,27 @@ def mscale_pair(factor: float, attention_factor: float) -> tuple[float, float]:
 def whole_corners(spec: RopeSpec, yarn: Yarn) -> tuple[int, int] | None:
     """The whole corners (low, high) that this YaRN's ramp has, or None where its corners are fractional.
 
-    α and β that were snapped just inside whole corners count as whole whether or not they are truncated.
+    α and β that were snapped just inside whole corners count as whole though they are not truncated, where rounding
+    them moves no frequency by more than 2e-5.
     """
     low, high = yarn_corners(spec, yarn)
     nearest = round(low), round(high)
-    tolerance = 2e-4
-    whole = abs(low - nearest[0]) <= tolerance and abs(high - nearest[1]) <= tolerance
-    return nearest if whole and nearest[0] < nearest[1] else None
+    if nearest[0] >= nearest[1] or max(abs(low - nearest[0]), abs(high - nearest[1])) > 4 * SNAP:
+        return None
+    asked = ramp_frequencies(spec, yarn.factor, low, high)
+    rounded = ramp_frequencies(spec, yarn.factor, *nearest)
+    return nearest if max(abs(a - b) / b for a, b in zip(asked, rounded, strict=True)) <= 2e-5 else None
 
 
 def portable_yarn(spec: RopeSpec, yarn: Yarn) -> dict[str, Any]:
     """The YaRN dict on which every runtime agrees that can: α and β snapped, the temperature in every spelling.
 
-    A ramp with fractional corners is written as it is with `truncate: false`, which only some runtimes honour.
+    A ramp with fractional corners is written as it is with `truncate: false`, which only some runtimes honour; one
+    without a width, as it is.
     """
     corners = whole_corners(spec, yarn)
-    beta_fast, beta_slow, extra = yarn.beta_fast, yarn.beta_slow, {}
-    if corners is None:
-        extra = {"truncate": False}
-    else:
-        beta_fast, beta_slow = snapped_betas(spec, *corners)
+    beta_fast, beta_slow = (yarn.beta_fast, yarn.beta_slow) if corners is None else snapped_betas(spec, *corners)
+    extra = {"truncate": False} if corners is None and not yarn.truncate else {}
     mscale, mscale_all_dim = mscale_pair(yarn.factor, yarn.attention_factor)
     return {
         "rope_type": "yarn",
@@ -147,22 +153,21 @@ def served_length(spec: RopeSpec) -> int:
 
 
 def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dict[str, Any]:
-    """Members of the language model's config to set (or ABSENT, to remove) so that it means `spec`.
+    """Members of the language model's config to set (or ABSENT, to remove) so that all layers mean `spec`.
 
     text    the config object that holds the rotary keys now
     schema  "both", "v4" (`rope_scaling` and a top-level `rope_theta`) or "v5" (`rope_parameters`)
     """
     theta = written_theta(spec)
-    old = [text.get(key) for key in ("rope_parameters", "rope_scaling")]
-    kept = {key: block[key] for block in old if isinstance(block, Mapping) for key in KEPT if key in block}
+    kept = _kept(text, text.get("rope_parameters"), text.get("rope_scaling"))
     scaling = scaling_dict(spec)
     v5 = {"rope_theta": theta} | (scaling or {"rope_type": "default"}) | kept
     v4 = None if scaling is None and not kept else (scaling or {"rope_type": "default"}) | kept
-    changes: dict[str, Any] = {"max_position_embeddings": served_length(spec)}
+    changes = _lengths(text, served_length(spec))
+    changes |= {key: theta for key in OTHER_BASES if key in text}
     if schema != "v5":
         changes |= {"rope_theta": theta, "rope_scaling": v4}
-        if "partial_rotary_factor" in kept:
-            changes["partial_rotary_factor"] = kept["partial_rotary_factor"]
+        changes |= {key: kept[key] for key in ("partial_rotary_factor",) if key in kept}
     elif "rope_scaling" in text:
         changes["rope_scaling"] = ABSENT
     if schema != "v4":
@@ -172,18 +177,87 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
     if ORIGINAL in text:
         # transformers lets the top-level value win over the one in the dict
         changes[ORIGINAL] = spec.original_length
+    return _without_respelling(text, changes)
+
+
+def layered_changes(
+    text: Mapping[str, Any], ropes: Sequence[LayerRope], intent: Mapping[str, RopeSpec], schema: Schema
+) -> dict[str, Any]:
+    """The same for a config whose layer types rotate differently; those that `intent` does not name stay as they are.
+
+    Nested `rope_parameters` are edited in place. A config with the older keys (Gemma-3's `rope_local_base_freq`) has
+    one `rope_scaling`, which its classes apply to the full-attention layers alone.
+    Raises BadUsage for what such a config cannot say.
+    """
+    for name, spec in intent.items():
+        if "truncate" in (scaling_dict(spec) or {}):
+            raise BadUsage(
+                "the ramp of one layer type is always rounded: transformers reads truncate beside the layer types",
+                where=name,
+                hint="leave --no-truncate out",
+            )
+    parameters, scaling = text.get("rope_parameters") or {}, text.get("rope_scaling") or {}
+    if schema == "v4" and parameters and not scaling:
+        raise BadUsage(
+            "the layer types rotate differently, which this config says in rope_parameters alone",
+            where="--schema",
+            hint="use --schema both",
+        )
+    changes = _lengths(text, max(served_length(spec) for spec in intent.values()))
+    if schema == "v5" and "rope_scaling" in text:
+        changes["rope_scaling"] = ABSENT
+    elif schema != "v5" and (scaling or not parameters):
+        changes |= _older_keys(text, ropes, intent)
+    if schema != "v4":
+        specs = intent if parameters else {rope.name: intent.get(rope.name, rope.spec) for rope in ropes}
+        edited = {name: _nested(spec, parameters.get(name)) for name, spec in specs.items()}
+        changes["rope_parameters"] = dict(parameters) | edited
+    elif parameters:
+        changes["rope_parameters"] = ABSENT
+    return _without_respelling(text, changes)
+
+
+def _nested(spec: RopeSpec, old: object) -> dict[str, Any]:
+    """One layer type's dict in `rope_parameters`."""
+    kept = _kept({}, old)
+    if old is None and spec.rotary_dim != spec.head_dim:
+        kept = {"partial_rotary_factor": spec.rotary_dim / spec.head_dim}
+    return {"rope_theta": written_theta(spec)} | (scaling_dict(spec) or {"rope_type": "default"}) | kept
+
+
+def _older_keys(text: Mapping[str, Any], ropes: Sequence[LayerRope], intent: Mapping[str, RopeSpec]) -> dict[str, Any]:
+    scaled = [rope for rope in ropes if rope.name in intent and rope.spec != intent[rope.name]]
+    if any(rope.sliding_window is not None for rope in scaled):
+        raise BadUsage(
+            "rope_scaling reaches the full-attention layers alone",
+            where="--layers",
+            hint="use --layers full, or --schema v5",
+        )
+    changes: dict[str, Any] = {}
+    for rope in scaled:
+        changes["rope_scaling"] = scaling_dict(intent[rope.name])
+        if written_theta(intent[rope.name]) != rope.spec.rope_theta:
+            key = rope.sources.get("rope_theta", "").rpartition(".")[2]
+            changes[key if key in text else "rope_theta"] = written_theta(intent[rope.name])
     return changes
 
 
-def nested_changes(text: Mapping[str, Any], specs: Mapping[str, RopeSpec]) -> dict[str, Any]:
-    """The same for a config whose `rope_parameters` are nested by layer type; other layer types stay as they are."""
-    nested = dict(text["rope_parameters"])
-    for name, spec in specs.items():
-        old = nested.get(name) or {}
-        kept = {key: old[key] for key in KEPT if key in old}
-        nested[name] = {"rope_theta": written_theta(spec)} | (scaling_dict(spec) or {"rope_type": "default"}) | kept
-    longest = max(served_length(spec) for spec in specs.values())
-    changes: dict[str, Any] = {"rope_parameters": nested, "max_position_embeddings": longest}
-    if text.get("rope_scaling"):
-        changes["rope_scaling"] = nested
-    return changes
+def _kept(text: Mapping[str, Any], *blocks: object) -> dict[str, Any]:
+    """What a rewritten dict must still say about the width and the split of the rotation."""
+    kept = {key: text[key] for key in ("partial_rotary_factor",) if text.get(key) is not None}
+    return kept | {key: block[key] for block in blocks if isinstance(block, Mapping) for key in KEPT if key in block}
+
+
+def _lengths(text: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """The served length, under every name that the config has for it."""
+    names = [key for key in NAMES["max_length"] if text.get(key) is not None]
+    return dict.fromkeys(names or ["max_position_embeddings"], length)
+
+
+def _without_respelling(text: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes without those from 10000 to 10000.0."""
+    numbers = (int, float)
+    return {
+        key: text[key] if isinstance(value, numbers) and key in text and text[key] == value else value
+        for key, value in changes.items()
+    }

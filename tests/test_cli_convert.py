@@ -1,0 +1,741 @@
+"""The command line of inspect and convert: which stream, which exit status, and what is left behind."""
+
+import io
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from ropecli.checkpoint import read_checkpoint
+from ropecli.cli import app, main
+from ropecli.frequencies import base_frequencies, frequencies, snapped_betas
+from ropecli.spec import RopeSpec, Yarn
+
+REPOSITORY = Path(__file__).parent.parent
+SPEC = RopeSpec(10000.0, 32, 32, 128, 512)
+FAST, SLOW = snapped_betas(SPEC, 1, 6)
+TUNED = RopeSpec(10000.0, 32, 32, 128, 512, Yarn(4.0, 1.05, FAST, SLOW))
+YARN = ["--rope-type", "yarn", "--factor", "4"]
+
+
+def calibration(**changes: Any) -> dict[str, Any]:
+    """A calibration file, as far as a converter reads it."""
+    return {
+        "schema_version": 1,
+        "kind": "ropecli.calibration",
+        "checkpoint": {"source": "tiny", "model_type": "llama", "config_sha256": "0" * 64},
+        "rope": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "beta_slow": SLOW,
+            "beta_fast": FAST,
+            "attention_factor": 1.05,
+        },
+        "temperature": {"a": 0.036, "b": 1.0},
+        "inv_freq": list(frequencies(TUNED).inv_freq),
+        "decision": "calibrated",
+    } | changes
+
+
+def rope_of(**changes: Any) -> dict[str, Any]:
+    """The `rope` of `calibration` with other members; None removes one."""
+    block = calibration()["rope"] | changes
+    return {key: value for key, value in block.items() if value is not None}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: exit status, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, captured.out, captured.err
+
+    return call
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "NO_COLOR", "COLUMNS")}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"} | changes
+
+
+def spawn(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """`python -m ropecli …` in a process of its own."""
+    command = [sys.executable, "-m", "ropecli", *map(str, arguments)]
+    env = environment(**options.pop("env", {}))
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False, **options)
+
+
+def test_convert_writes_a_checkpoint_and_tells_it_on_standard_error(run, checkpoint, tmp_path):
+    """Standard output is empty, standard error tells what was done, and the result means what was asked."""
+    out = tmp_path / "out"
+    status, stdout, stderr = run("convert", checkpoint, "-o", out, *YARN)
+    assert (status, stdout) == (0, "")
+    assert str(out) in stderr
+    assert read_checkpoint(str(out)).ropes[0].spec.max_length == 512
+
+
+def test_quiet_says_nothing(run, checkpoint, tmp_path):
+    """With -q neither stream has a word."""
+    assert run("convert", checkpoint, "-o", tmp_path / "out", *YARN, "-q") == (0, "", "")
+
+
+def test_json_is_one_document_on_one_line(run, checkpoint, tmp_path):
+    """The document names source, output, edits, files and bytes, and that the result was read back."""
+    out = tmp_path / "out"
+    status, stdout, stderr = run("convert", checkpoint, "-o", out, *YARN, "--json")
+    document = json.loads(stdout)
+    assert (status, stdout.count("\n"), stderr) == (0, 1, "")
+    assert document["schema_version"] == 1
+    assert document["source"] == str(checkpoint)
+    assert document["output"] == str(out)
+    assert document["verified"] is True
+    assert {"rope_parameters", "rope_scaling", "rope_theta"} <= {edit["key"] for edit in document["edits"]}
+    assert document["files"].keys() == {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("rope_type", ["none", "linear", "ntk", "dynamic", "ntk-by-parts", "yarn", "llama3"])
+def test_every_kind_by_hand(rope_type, run, checkpoint, tmp_path):
+    """Each --rope-type gives a checkpoint that inspect reads with the same served length."""
+    factor = [] if rope_type == "none" else ["--factor", 4]
+    assert run("convert", checkpoint, "-o", tmp_path / "out", "--rope-type", rope_type, *factor)[0] == 0
+    spec = read_checkpoint(str(tmp_path / "out")).ropes[0].spec
+    assert spec.max_length == {"none": 128, "ntk": 512}.get(rope_type, 512)
+
+
+def test_lengths_read_k(run, checkpoint, tmp_path):
+    """`--target-length 1k` from `--original-length 256` is a factor of 4."""
+    run(
+        "convert",
+        checkpoint,
+        "-o",
+        tmp_path / "out",
+        "--rope-type",
+        "yarn",
+        "--target-length",
+        "1k",
+        "--original-length",
+        256,
+    )
+    spec = read_checkpoint(str(tmp_path / "out")).ropes[0].spec
+    assert (spec.original_length, spec.max_length, spec.scaling.factor) == (256, 1024, 4.0)
+
+
+def test_longrope_by_hand(run, checkpoint, tmp_path):
+    """Divisors on the command line arrive in the config, one a pair."""
+    factors = ",".join(str(1 + i / 10) for i in range(16))
+    options = ["--rope-type", "longrope", "--factor", 4, "--factors", factors, "--attention-factor", 1.1]
+    assert run("convert", checkpoint, "-o", tmp_path / "out", *options)[0] == 0
+    scaling = read_checkpoint(str(tmp_path / "out")).ropes[0].spec.scaling
+    assert scaling.long_factor == scaling.short_factor == tuple(1 + i / 10 for i in range(16))
+
+
+@pytest.mark.parametrize("length", [["--factor", 4], ["--target-length", 512]], ids=["factor", "target length"])
+def test_all_layer_types_at_once(length, run, tmp_path):
+    """With --layers all, a config with two layer types is converted whole, by factor or by length."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(GEMMA))
+    command = ["convert", source, "-o", tmp_path / "out", "--rope-type", "linear", *length, "--layers", "all"]
+    assert run(*command)[0] == 0
+    assert [rope.spec.scaling.factor for rope in read_checkpoint(str(tmp_path / "out")).ropes] == [4.0, 4.0]
+
+
+GEMMA = {
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "head_dim": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 6,
+    "max_position_embeddings": 128,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+    },
+}
+
+
+def check_calibrated(out: Path) -> None:
+    """The checkpoint rotates as the calibration file says."""
+    found, wanted = frequencies(read_checkpoint(str(out)).ropes[0].spec), frequencies(TUNED)
+    assert found.inv_freq == pytest.approx(wanted.inv_freq, rel=5e-5)
+    assert found.attention_factor == pytest.approx(1.05, abs=1e-6)
+
+
+def test_from_a_calibration_file(run, checkpoint, tmp_path):
+    """--from FILE writes the calibrated numbers."""
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps(calibration()))
+    assert run("convert", checkpoint, "-o", tmp_path / "out", "--from", file)[0] == 0
+    check_calibrated(tmp_path / "out")
+
+
+def test_from_standard_input(checkpoint, tmp_path):
+    """--from - reads the end of a pipe, in a real process."""
+    done = spawn("convert", checkpoint, "-o", tmp_path / "out", "--from", "-", input=json.dumps(calibration()))
+    assert (done.returncode, done.stdout) == (0, "")
+    check_calibrated(tmp_path / "out")
+
+
+def test_from_a_calibration_that_carries_factors(run, checkpoint, tmp_path):
+    """A longrope calibration is written as longrope."""
+    divisors = [1 + i / 5 for i in range(16)]
+    block = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "short_factor": divisors,
+        "long_factor": divisors,
+        "attention_factor": 1.1,
+    }
+    file = tmp_path / "calibration.json"
+    table = [w / divisor for w, divisor in zip(base_frequencies(10000.0, 32), divisors, strict=True)]
+    file.write_text(json.dumps(calibration(rope=block, inv_freq=table)))
+    assert run("convert", checkpoint, "-o", tmp_path / "out", "--from", file)[0] == 0
+    spec = read_checkpoint(str(tmp_path / "out")).ropes[0].spec
+    assert (spec.scaling.long_factor, spec.scaling.attention_factor) == (tuple(divisors), 1.1)
+
+
+BROKEN_CALIBRATIONS: dict[str, tuple[str, str]] = {
+    "empty": ("", "empty"),
+    "spaces": (" \n", "empty"),
+    "no json": ("{", "not JSON"),
+    "deep": ("[" * 100_000, "not JSON"),
+    "a list": ("[1]", "kind"),
+    "another kind": (json.dumps(calibration(kind="x")), "kind"),
+    "a newer schema": (json.dumps(calibration(schema_version=2)), "schema_version"),
+    "no rope": (json.dumps(calibration(rope=None)), "rope"),
+    "no factor": (json.dumps(calibration(rope=rope_of(factor=None))), "rope.factor"),
+    "factor is text": (json.dumps(calibration(rope=rope_of(factor="4"))), "rope.factor"),
+    "factor below 0": (json.dumps(calibration(rope=rope_of(factor=-4.0))), "factor"),
+    "NaN": (json.dumps(calibration(rope=rope_of(attention_factor=float("nan")))), "attention_factor"),
+    "infinite": (json.dumps(calibration(rope=rope_of(beta_fast=float("inf")))), "beta_fast"),
+    "a number without end": (json.dumps(calibration()).replace("1.05", "9" * 5000), "calibration.json"),
+    "unknown rope_type": (json.dumps(calibration(rope=rope_of(rope_type="magic"))), "rope.rope_type"),
+    "no original length": (
+        json.dumps(calibration(rope=rope_of(original_max_position_embeddings=None))),
+        "original_max_position_embeddings",
+    ),
+    "no inv_freq": (json.dumps(calibration(inv_freq=[])), "inv_freq"),
+    "another base": (json.dumps(calibration(rope=rope_of(rope_theta=5e5))), "rope_theta"),
+    "another width": (json.dumps(calibration(inv_freq=[1.0] * 8)), "inv_freq"),
+    "another table": (json.dumps(calibration(inv_freq=[1.0] * 16)), "inv_freq"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_CALIBRATIONS)
+def test_a_calibration_file_that_can_not_be_used(case, run, checkpoint, tmp_path, tree):
+    """Exit status 3 and one line with the file and the key at fault; nothing is written."""
+    text, named = BROKEN_CALIBRATIONS[case]
+    file = tmp_path / "calibration.json"
+    file.write_text(text)
+    before = tree(tmp_path)
+    status, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", "--from", file)
+    assert (status, stdout) == (3, "")
+    check_one_error(stderr, "calibration.json", named)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"], ids=["missing", "not text"])
+def test_a_calibration_file_that_can_not_be_read(content, run, checkpoint, tmp_path):
+    """A missing file and a file that is not text: status 3, its name, a hint."""
+    file = tmp_path / "calibration.json"
+    if content is not None:
+        file.write_bytes(content)
+    status, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", "--from", file)
+    assert (status, stdout) == (3, "")
+    check_one_error(stderr, "calibration.json")
+    assert "hint:" in stderr
+
+
+def check_one_error(stderr: str, *parts: str) -> None:
+    """One line that starts with "error:" and names these, at most a hint after it, and no traceback."""
+    lines = stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
+    assert all(line.startswith(("error: ", "hint: ")) for line in lines), stderr
+    for part in parts:
+        assert part in errors[0], stderr
+    assert "Traceback" not in stderr
+
+
+BAD_USAGE: dict[str, tuple[Sequence[str], str]] = {
+    "no method": ([], "--rope-type"),
+    "both methods": (["--from", "x.json", *YARN], "--from"),
+    "options beside --from": (["--from", "x.json", "--factor", "2"], "--from"),
+    "factor below 1": (["--rope-type", "yarn", "--factor", "0.5"], "0.5"),
+    "factor 0": (["--rope-type", "yarn", "--factor", "0"], "--factor"),
+    "negative factor": (["--rope-type", "yarn", "--factor", "-4"], "-4"),
+    "factor nan": (["--rope-type", "yarn", "--factor", "nan"], "nan"),
+    "factor inf": (["--rope-type", "linear", "--factor", "inf"], "inf"),
+    "factor is a word": (["--rope-type", "yarn", "--factor", "four"], "--factor"),
+    "factor is huge": (["--rope-type", "yarn", "--factor", "1e300"], "--factor"),
+    "no factor": (["--rope-type", "yarn"], "--factor"),
+    "factor and length": ([*YARN, "--target-length", "512"], "--target-length"),
+    "length is a word": (["--rope-type", "yarn", "--target-length", "long"], "long"),
+    "length below the original": (["--rope-type", "yarn", "--target-length", "64"], "--target-length"),
+    "length of 0": (["--rope-type", "yarn", "--target-length", "0"], "--target-length"),
+    "fractional length": (["--rope-type", "yarn", "--factor", "1.3"], "1.3"),
+    "original length of 0": ([*YARN, "--original-length", "0"], "--original-length"),
+    "unknown rope type": (["--rope-type", "magic", "--factor", "4"], "magic"),
+    "an option that linear has not": (["--rope-type", "linear", "--factor", "4", "--beta-fast", "8"], "--beta-fast"),
+    "an option that yarn has not": ([*YARN, "--low-freq-factor", "1"], "--low-freq-factor"),
+    "α above β": ([*YARN, "--alpha", "32", "--beta", "1"], "--beta-slow"),
+    "α of 0": ([*YARN, "--alpha", "0"], "beta-slow"),
+    "no temperature": ([*YARN, "--attention-factor", "0"], "--attention-factor"),
+    "temperature nan": ([*YARN, "--attention-factor", "nan"], "--attention-factor"),
+    "a base of 0": ([*YARN, "--rope-theta", "0"], "--rope-theta"),
+    "a negative base": ([*YARN, "--rope-theta", "-1"], "--rope-theta"),
+    "factors that are words": (["--rope-type", "longrope", "--factor", "4", "--factors", "a,b"], "--factors"),
+    "too few factors": (["--rope-type", "longrope", "--factor", "4", "--factors", "1,2"], "--factors"),
+    "no factors": (["--rope-type", "longrope", "--factor", "4"], "--factors"),
+    "temperature for ntk-by-parts": (
+        ["--rope-type", "ntk-by-parts", "--factor", "4", "--attention-factor", "1.1"],
+        "temperature",
+    ),
+    "a factor for none": (["--rope-type", "none", "--factor", "4"], "--factor"),
+    "unknown schema": ([*YARN, "--schema", "v6"], "v6"),
+    "unknown weights": ([*YARN, "--weights", "move"], "move"),
+    "unknown layers": ([*YARN, "--layers", "some"], "some"),
+    "unknown option": ([*YARN, "--no-such-option"], "--no-such-option"),
+    "a second model": ([*YARN, "other"], "other"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_USAGE)
+def test_bad_usage_of_convert(case, run, checkpoint, tmp_path, tree):
+    """Exit status 2, one line that names the option or its value, and nothing written."""
+    arguments, named = BAD_USAGE[case]
+    before = tree(tmp_path)
+    status, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *arguments)
+    assert (status, stdout) == (2, "")
+    check_one_error(stderr, named)
+    assert tree(tmp_path) == before
+
+
+def test_an_output_is_needed(run, checkpoint):
+    """Without -o there is nothing to do but a dry run."""
+    status, stdout, stderr = run("convert", checkpoint, *YARN)
+    assert (status, stdout) == (2, "")
+    check_one_error(stderr, "--output")
+
+
+@pytest.mark.parametrize("verb", ["convert", "inspect", "calibrate", "evaluate"])
+@pytest.mark.parametrize("arguments", [[], ["--no-such-option"]])
+def test_missing_arguments_and_unknown_options(verb, arguments, run):
+    """Every verb: exit status 2, one line, and a hint that leads to its help."""
+    status, stdout, stderr = run(verb, *arguments)
+    assert (status, stdout) == (2, "")
+    check_one_error(stderr)
+    assert f"ropecli {verb} --help" in stderr
+
+
+def test_an_unknown_verb(run):
+    """`ropecli konvert` is bad usage, not a crash."""
+    status, stdout, stderr = run("konvert", "x")
+    assert (status, stdout) == (2, "")
+    check_one_error(stderr, "konvert")
+
+
+def test_a_hint_follows_an_error(run, checkpoint):
+    """The second line says what to do."""
+    stderr = run("convert", checkpoint, "-o", checkpoint / "inside", *YARN)[2]
+    assert [line.partition(":")[0] for line in stderr.splitlines()] == ["error", "hint"]
+
+
+BROKEN_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "broken JSON": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'), "config.json"),
+    "no object": (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
+    "empty": (lambda folder: (folder / "config.json").write_text(""), "config.json"),
+    "not text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "no shape": (lambda folder: (folder / "config.json").write_text('{"model_type": "x"}'), "head_dim"),
+    "broken tokenizer config": (lambda folder: (folder / "tokenizer_config.json").write_text("{"), "tokenizer_config"),
+    "a truncated shard": (
+        lambda folder: os.truncate(folder / "model-00002-of-00005.safetensors", 1000),
+        "model-00002-of-00005.safetensors",
+    ),
+    "a missing shard": (
+        lambda folder: (folder / "model-00002-of-00005.safetensors").unlink(),
+        "model-00002-of-00005.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["for real", "dry run"])
+@pytest.mark.parametrize("case", BROKEN_CHECKPOINTS)
+def test_a_broken_checkpoint_is_not_converted(case, more, run, checkpoint, tmp_path, tree):
+    """Exit status 3, one line with the file at fault, nothing left behind; a dry run finds it too."""
+    damage, named = BROKEN_CHECKPOINTS[case]
+    damage(checkpoint)
+    before = tree(tmp_path)
+    status, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *YARN, *more)
+    assert (status, stdout) == (3, "")
+    check_one_error(stderr, named)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("verb", [["inspect"], ["convert", *YARN, "-o", "out"]], ids=["inspect", "convert"])
+def test_a_missing_model(verb, run, tmp_path, monkeypatch):
+    """Status 3 and the path as it was typed, before anything else happens."""
+    monkeypatch.chdir(tmp_path)
+    status, stdout, stderr = run(verb[0], "./no/such/model", *verb[1:])
+    assert (status, stdout) == (3, "")
+    check_one_error(stderr, "./no/such/model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_output_is_refused_and_force_replaces_it(run, checkpoint, tmp_path, tree):
+    """Status 2 and an untouched output without --force; the new checkpoint with it."""
+    out = tmp_path / "out"
+    assert run("convert", checkpoint, "-o", out, *YARN)[0] == 0
+    before = tree(tmp_path)
+    status, stdout, stderr = run("convert", checkpoint, "-o", out, "--rope-type", "linear", "--factor", 2)
+    assert (status, stdout) == (2, "")
+    check_one_error(stderr, str(out))
+    assert "--force" in stderr
+    assert tree(tmp_path) == before
+    assert run("convert", checkpoint, "-o", out, "--rope-type", "linear", "--factor", 2, "--force")[0] == 0
+    assert read_checkpoint(str(out)).ropes[0].spec.max_length == 256
+
+
+ERRORS: dict[str, tuple[Sequence[str], int, str]] = {
+    "usage": (["--rope-type", "yarn", "--factor", "0.5"], 2, "usage"),
+    "unknown option": (["--no-such-option"], 2, "usage"),
+    "missing file": (["--from", "/no/such/file.json"], 3, "calibration-file"),
+    "output exists": ([*YARN], 2, "output-exists"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_under_json_is_a_document(case, run, checkpoint, tmp_path):
+    """`{"error": {"code", "message", "hint"}}` on standard output, with the same exit status, and no second telling."""
+    arguments, status, code = ERRORS[case]
+    (tmp_path / "out").mkdir()
+    found, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *arguments, "--json")
+    document = json.loads(stdout)
+    assert (found, stderr) == (status, "")
+    assert document.keys() == {"error"}
+    assert document["error"].keys() == {"code", "message", "hint"}
+    assert document["error"]["code"] == code
+    assert document["error"]["message"]
+
+
+@pytest.mark.parametrize("output", [["-o", "out"], []], ids=["with an output", "without"])
+def test_a_dry_run_touches_nothing_and_shows_the_diff(output, run, checkpoint, tmp_path, tree, monkeypatch):
+    """Names, content, inodes and times are the same after; the diff of the config is on standard output."""
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    status, stdout, stderr = run("convert", checkpoint, *output, *YARN, "--dry-run")
+    assert (status, stderr) == (0, "")
+    assert tree(tmp_path) == before
+    assert stdout.startswith("--- a/config.json\n+++ b/config.json\n@@")
+    assert '-  "max_position_embeddings": 128,' in stdout.splitlines()
+    assert '+  "max_position_embeddings": 512,' in stdout.splitlines()
+    assert re.search(r"[\d,]+ bytes", stdout)
+
+
+def test_a_dry_run_as_json(run, checkpoint, tmp_path, tree):
+    """The same document as for a conversion, with no output and nothing verified."""
+    before = tree(tmp_path)
+    status, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *YARN, "--dry-run", "--json")
+    document = json.loads(stdout)
+    assert (status, stderr) == (0, "")
+    assert tree(tmp_path) == before
+    assert document["output"] is None
+    assert document["verified"] is False
+    assert document["diff"].startswith("--- a/config.json")
+
+
+@pytest.mark.parametrize(("output", "status"), [("missing/out", 2), ("source/inside", 2), ("source", 2), ("file", 2)])
+def test_a_dry_run_refuses_what_a_real_run_refuses(output, status, run, checkpoint, tmp_path, tree):
+    """A parent that is not there, an output inside the source, and a file in its place."""
+    (tmp_path / "file").write_text("mine")
+    before = tree(tmp_path)
+    found, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / output, *YARN, "--dry-run")
+    assert (found, stdout) == (status, "")
+    check_one_error(stderr, str(tmp_path))
+    assert tree(tmp_path) == before
+
+
+def test_an_interrupt_has_status_130(run, checkpoint, tmp_path, monkeypatch):
+    """Ctrl-C while a calibration is awaited ends without a word of Python's, and nothing is written."""
+
+    class Waiting(io.StringIO):
+        def read(self, *_: Any) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Waiting())
+    status, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", "--from", "-")
+    assert (status, stdout) == (130, "")
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_where_an_error_came_from(run, tmp_path):
+    """A traceback on standard error for those who ask; the line and the hint stay."""
+    status, stdout, stderr = run("inspect", tmp_path / "nothing", "--debug")
+    assert (status, stdout) == (3, "")
+    assert "Traceback" in stderr
+    assert "error: " in stderr
+
+
+def test_control_characters_of_names_are_made_visible(run, tmp_path):
+    """A file name can not colour or move what the terminal shows."""
+    status, _, stderr = run("inspect", f"{tmp_path}/\x1b[31mred\nline")
+    assert status == 3
+    assert "\x1b" not in stderr
+    check_one_error(stderr, "\\x1b[31mred\\nline")
+
+
+ROPE_FIELDS: Mapping[str, Any] = {
+    "name": str,
+    "layers": int,
+    "rope_type": str,
+    "rope_theta": float,
+    "head_dim": int,
+    "rotary_dim": int,
+    "layout": str,
+    "factor": float,
+    "original_length": int,
+    "max_length": int,
+    "attention_factor": float,
+    "length_dependent": bool,
+    "inv_freq": list,
+    "rotations": list,
+    "parameters": dict,
+    "sources": dict,
+}
+FIELDS: Mapping[str, Any] = {
+    "schema_version": int,
+    "source": str,
+    "format": str,
+    "model_type": str,
+    "rope": list,
+    "runtimes": dict,
+    "findings": list,
+    "baked": object,
+}
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_inspect_json_has_the_promised_fields(converted, run, checkpoint, tmp_path):
+    """One document on one line, with the names and types that scripts rely on."""
+    model = checkpoint
+    if converted:
+        model = tmp_path / "out"
+        run("convert", checkpoint, "-o", model, *YARN, "-q")
+    status, stdout, stderr = run("inspect", model, "--json")
+    document = json.loads(stdout)
+    assert (status, stdout.count("\n"), stderr) == (0, 1, "")
+    for key, kind in FIELDS.items():
+        assert isinstance(document[key], kind), key
+    (rope,) = document["rope"]
+    for key, kind in ROPE_FIELDS.items():
+        assert isinstance(rope[key], kind), key
+    assert rope["factor"] == (4.0 if converted else 1.0)
+    assert len(rope["inv_freq"]) == len(rope["rotations"]) == rope["rotary_dim"] // 2
+    assert rope["max_length"] == (512 if converted else 128)
+    assert rope["sources"]["rope_theta"]
+    assert document["source"] == str(model)
+
+
+def test_inspect_json_of_several_models_is_a_document_a_line(run, checkpoint):
+    """Scripts can read it line by line."""
+    stdout = run("inspect", checkpoint, checkpoint / "config.json", "--json")[1]
+    assert [json.loads(line)["source"] for line in stdout.splitlines()] == [
+        str(checkpoint),
+        str(checkpoint / "config.json"),
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--factor", "4"], ["--target-length", "512"]])
+def test_inspect_previews_a_method(arguments, run, checkpoint, tmp_path, tree):
+    """--factor shows what a conversion would give, and writes nothing; layer types are previewed alike."""
+    before = tree(tmp_path)
+    rope = json.loads(run("inspect", checkpoint, *arguments, "--json")[1])["rope"][0]
+    assert (rope["rope_type"], rope["max_length"], rope["factor"]) == ("yarn", 512, 4.0)
+    assert tree(tmp_path) == before
+
+
+def test_expectations_decide_the_exit_status(run, checkpoint):
+    """--expect is 0 where all values are found, 1 where one is not, 2 for a key that does not exist."""
+    assert run("inspect", checkpoint, "--expect", "rope_type=default,original_length=128")[0] == 0
+    status, _, stderr = run("inspect", checkpoint, "--expect", "rope_type=yarn")
+    assert status == 1
+    assert "rope_type=yarn" in stderr
+    assert run("inspect", checkpoint, "--expect", "no_such_key=1")[0] == 2
+
+
+def test_verify_finds_a_truncated_shard(run, checkpoint):
+    """0 for whole weights; 1 for a shard that is cut short, which standard error names."""
+    assert run("inspect", checkpoint, "--verify")[0] == 0
+    os.truncate(checkpoint / "model-00002-of-00005.safetensors", 1000)
+    status, _, stderr = run("inspect", checkpoint, "--verify")
+    assert status == 1
+    assert "model-00002-of-00005.safetensors" in stderr
+
+
+def test_inspect_reads_a_config_from_standard_input(saved_llama):
+    """`ropecli inspect -` is the end of a pipe."""
+    text = (saved_llama / "config.json").read_text()
+    done = spawn("inspect", "-", "--json", input=text)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["rope"][0]["original_length"] == 128
+
+
+def test_convert_can_not_read_a_config_from_standard_input(saved_llama, tmp_path):
+    """A config alone has no folder to carry along: bad usage."""
+    text = (saved_llama / "config.json").read_text()
+    done = spawn("convert", "-", "-o", tmp_path / "out", *YARN, input=text)
+    assert (done.returncode, done.stdout) == (2, "")
+    check_one_error(done.stderr, "standard input")
+
+
+VERBS = ["inspect", "calibrate", "convert", "evaluate"]
+HEAVY = ["torch", "transformers", "scipy", "numpy", "matplotlib", "pyarrow", "gguf", "safetensors", "huggingface_hub"]
+IMPORTED = """
+import sys
+from ropecli.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    found = [name for name in {heavy} if name in sys.modules]
+    sys.exit(f"imported {{found}}" if found else ended.code)
+"""
+
+
+def check_light(*arguments: object) -> None:
+    """These arguments work in a fresh interpreter, and load no heavy library on the way."""
+    command = [sys.executable, "-c", IMPORTED.format(heavy=HEAVY), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_is_light(arguments):
+    """Help is there in a blink: neither torch nor transformers nor scipy, nor numpy, is imported for it."""
+    check_light(*arguments)
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--factor", "4"], ["--verify"]], ids=" ".join)
+def test_inspect_is_light(more, saved_llama):
+    """Inspecting reads JSON and headers, so it needs no heavy library either."""
+    check_light("inspect", saved_llama, *more)
+
+
+def test_a_dry_run_is_light(saved_llama):
+    """Neither does planning a conversion."""
+    check_light("convert", saved_llama, *YARN, "--dry-run")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_help_text(verb):
+    """No option of any verb is left unexplained."""
+    command = typer.main.get_command(app)
+    parameters = command.commands[verb].params  # type: ignore[attr-defined]
+    assert [p.name for p in parameters if not getattr(p, "help", None) and p.name != "help"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "MODEL"],
+        ["inspect", "MODEL", "--json"],
+        ["inspect", "no/such/model", "--json"],
+        ["convert", "MODEL", *YARN, "--dry-run"],
+        ["--version"],
+        ["--help"],
+        ["convert", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_goes_away_ends_it_silently(arguments, saved_llama):
+    """A closed pipe gives exit status 141 and no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [str(saved_llama) if word == "MODEL" else word for word in arguments]
+    command = [sys.executable, "-m", "ropecli", *words]
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, env=environment(), check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "40"}, {"TERM": "xterm-256color"}], ids=str)
+def test_pipes_carry_no_colour_and_cut_nothing(env, saved_llama, tmp_path):
+    """Off a terminal: no escape codes on either stream, and long values stay whole."""
+    long = tmp_path / ("long-" * 30)
+    long.symlink_to(saved_llama)
+    done = spawn("inspect", long, env=env)
+    failed = spawn("inspect", tmp_path / ("missing-" * 30), env=env)
+    assert done.returncode == 0
+    assert str(long) in done.stdout
+    assert str(tmp_path / ("missing-" * 30)) in failed.stderr
+    assert "\x1b" not in done.stdout + done.stderr + failed.stdout + failed.stderr
+
+
+def on_terminal(*arguments: object, **env: str) -> tuple[int, str]:
+    """Exit status and what a terminal of 80 columns shows."""
+    pty = pytest.importorskip("pty")
+    screen, terminal = pty.openpty()
+    command = [sys.executable, "-m", "ropecli", *map(str, arguments)]
+    variables = environment(COLUMNS="80", LINES="40", TERM="xterm-256color", **env)
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=variables)
+    os.close(terminal)
+    shown = b""
+    while select.select([screen], [], [], 120)[0]:
+        try:
+            block = os.read(screen, 4096)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not block:
+            break
+        shown += block
+    os.close(screen)
+    return process.wait(120), shown.decode()
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_terminal_of_80_columns_is_enough(converted, checkpoint, tmp_path):
+    """No line of the table is wider than the terminal, and nothing is lost to it."""
+    model = checkpoint
+    if converted:
+        model = tmp_path / "out"
+        spawn("convert", checkpoint, "-o", model, *YARN)
+    status, shown = on_terminal("inspect", model)
+    lines = ANSI.sub("", shown).splitlines()
+    assert status == 0
+    assert max(map(len, lines)) <= 80
+    assert "…" not in shown
+    assert any("128 tokens" in line for line in lines)
+
+
+def test_no_color_is_honoured_on_a_terminal(tmp_path):
+    """With NO_COLOR an error on a terminal has no colour; without, it has."""
+    plain = on_terminal("inspect", tmp_path / "missing", NO_COLOR="1")
+    coloured = on_terminal("inspect", tmp_path / "missing")
+    assert plain[0] == coloured[0] == 3
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]", plain[1])
+    assert re.search(r"\x1b\[[0-9;]*3[0-7]", coloured[1])
