@@ -78,7 +78,7 @@ def _listed(values: Mapping[str, object]) -> str:
 def _two_widths(ctx: Context) -> Iterator[Finding]:
     block = next((block for block in ctx.blocks if not block.layer and block.kind != "proportional"), None)
     share = block.number(PARTIAL) if block else None
-    if block is None or share is None or (ctx.only_version_5 and PARTIAL not in ctx.text):
+    if block is None or share is None or not 0 < share <= 1 or (ctx.only_version_5 and PARTIAL not in ctx.text):
         return
     beside = number(ctx.text.get(PARTIAL))
     seen = beside if beside is not None else number(ctx.facts.data.get(PARTIAL)) or 1.0

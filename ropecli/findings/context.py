@@ -56,8 +56,8 @@ class Block:
     rope: LayerRope | None
 
     def at(self, key: str) -> str:
-        """The key path of a key of this object."""
-        return f"{self.paths[0]}.{key}"
+        """The key path of a key of this object, cut to a length that a message can bear."""
+        return f"{self.paths[0]}.{key if len(key) <= 60 else key[:59] + '…'}"
 
     def set(self, values: Json) -> dict[str, Any]:
         """The fix that writes (None: removes) these keys, in both schemas where both have the object."""
@@ -130,7 +130,7 @@ class Context:
         text = {key: value for key, value in {**self.text, **changes}.items() if value is not None}
         try:
             return hf.read(_replaced(self.config, self.path, text))
-        except RopeError:
+        except (RopeError, OverflowError):  # the latter for an integer that no float can hold
             return None
 
 

@@ -186,7 +186,7 @@ def most_like(key: str, names: Sequence[str], cutoff: float) -> str:
 def _misspelt_top(ctx: Context) -> Iterator[Finding]:
     missing = [key for key in AT_THE_TOP if key not in ctx.text]
     for key, value in ctx.text.items():
-        near = [name for name in missing if abs(len(key) - len(name)) <= 1 and key not in NAMED]
+        near = [name for name in missing if abs(len(key) - len(name)) <= 1 and key[:2] == name[:2] and key not in NAMED]
         meant = most_like(key, near, 0.9)
         if meant:
             message = f"{ctx.at(key)} = {shown(value)}: no reader looks there; is {meant} meant?"

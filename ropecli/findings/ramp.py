@@ -11,11 +11,15 @@ from dataclasses import replace
 from ropecli.dialects.portable import whole_corners
 from ropecli.findings.context import Block, Context, shown
 from ropecli.findings.rule import Checks, Finding, Rule
-from ropecli.frequencies import SNAP, base_frequencies, corner, frequencies, snapped_betas, yarn_corners
+from ropecli.frequencies import base_frequencies, corner, frequencies, snapped_betas, yarn_corners
 from ropecli.spec import LayerRope, RopeSpec, Yarn
 
 EDGE = 0.02
 """Pairs between a corner and a whole number within which a small change of a beta moves the ramp by a whole pair."""
+
+SNAPPED = (1e-5, 2e-4)
+"""Pairs inside a whole number at which a corner was put on purpose: rounding outwards lands on that number for sure, in
+single precision too, and not rounding hardly moves the ramp."""
 
 WORTH_SAYING = 1e-3
 """Relative difference of a frequency below which two ramps count as the same."""
@@ -210,7 +214,7 @@ def _edge_of_a_cell(ctx: Context) -> Iterator[Finding]:
             at = corner(beta, *_place(rope.spec))
             inside = (at - round(at)) * inwards
             seen = 0 < at < rope.spec.rotary_dim - 1
-            if seen and abs(inside) < EDGE and not SNAP / 5 <= inside <= 2 * SNAP:
+            if seen and abs(inside) < EDGE and not SNAPPED[0] <= inside <= SNAPPED[1]:
                 step = rope.spec.rope_theta ** (2 * abs(inside) / rope.spec.rotary_dim) - 1
                 change = f"{100 * step:.2g} % {'more' if (inside > 0) == (inwards > 0) else 'less'}"
                 message = (

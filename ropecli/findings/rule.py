@@ -56,8 +56,12 @@ class Rule:
     source: str
 
     def found(self, message: str, fix: Mapping[str, Any] | None = None, effect: str = "") -> Finding:
-        """A finding of this rule; `effect` where this config allows to say more than the rule does."""
-        return Finding(self.id, self.severity, message, effect or self.effect, fix or {})
+        """A finding of this rule; `effect` where this config allows to say more than the rule does.
+
+        Control characters from files are made visible in the message.
+        """
+        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        return Finding(self.id, self.severity, printable, effect or self.effect, fix or {})
 
 
 Check: TypeAlias = Callable[["Context"], Iterator[Finding]]

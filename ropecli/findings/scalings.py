@@ -7,10 +7,10 @@ from ropecli.findings.context import Block, Context, number, shown
 from ropecli.findings.keys import most_like
 from ropecli.findings.rule import Checks, Finding, Rule
 
-OF_TRANSFORMERS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+OF_TRANSFORMERS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "axial")
 """Scalings that transformers 5.23 has for every model (`ROPE_INIT_FUNCTIONS`, `default`)."""
 
-OF_VENDORS = ("axial", "mllama4", "openpangu", "deepseek_llama_scaling")
+OF_VENDORS = ("mllama4", "openpangu", "deepseek_llama_scaling")
 """Scalings of single models, which are not computed here."""
 
 UNKNOWN_TYPE = Rule(
@@ -140,7 +140,7 @@ LLAMA3_SWAPPED = Rule(
     severity="error",
     title="llama3's bounds are swapped",
     what="low_freq_factor is not below high_freq_factor.",
-    effect="The ramp between slowed and kept pairs runs backwards, or divides by zero where the two are equal.",
+    effect="The ramp between slowed and kept pairs runs backwards, or is a step where the two are equal.",
     fix="Write the larger number as high_freq_factor.",
     source="transformers 5.23 only warns.",
 )
@@ -155,7 +155,7 @@ def _names(ctx: Context) -> Iterator[tuple[Block, str]]:
 
 
 def _known(block: Block, name: str) -> bool:
-    return block.kind in READERS or name in SAME_TYPE or name in OF_VENDORS
+    return bool({block.kind, name} & {*READERS, *SAME_TYPE, *OF_TRANSFORMERS, *OF_VENDORS})
 
 
 def _unknown_type(ctx: Context) -> Iterator[Finding]:

@@ -105,20 +105,23 @@ NO_TYPE = Rule(
 
 
 def _version_4_loses(ctx: Context) -> Iterator[Finding]:
-    nested_by_nature = any(block.layer for block in ctx.blocks) and "groups" not in ctx.facts.data
-    if not ctx.schema or not ctx.ropes or nested_by_nature or ctx.only_version_5:
-        return
-    seen = _version_4_view(ctx)
-    losses = [loss for rope in ctx.ropes if (loss := _loss(ctx, rope, seen))] if seen is not None else []
+    losses = _losses(ctx)
     if losses:
-        found = f"{ctx.at(ctx.schema)} alone holds it: to readers of version 4's keys " + "; ".join(losses)
-        yield VERSION_4_LOSES.found(found, _for_version_4(ctx, losses))
+        message = f"{ctx.at(ctx.schema)} says it in version 5's way; to readers of version 4's keys {'; '.join(losses)}"
+        yield VERSION_4_LOSES.found(message, _for_version_4(ctx, losses))
 
 
-def _version_4_view(ctx: Context) -> tuple[LayerRope, ...] | None:
-    scaling = ctx.text.get("rope_scaling")
-    old = {k: v for k, v in scaling.items() if k != "rope_theta"} if isinstance(scaling, Mapping) else None
-    return ctx.read_with({"rope_parameters": None, "rope_scaling": old})
+def _losses(ctx: Context) -> list[str]:
+    """What readers of version 4's keys see otherwise, one text for each kind of layer."""
+    nested = any(block.layer for block in ctx.blocks)
+    by_nature = nested and "groups" not in ctx.facts.data  # layer types came with version 5
+    readable = ctx.schema == "rope_scaling" and not nested and not any("rope_theta" in b.data for b in ctx.blocks)
+    if not ctx.schema or not ctx.ropes or by_nature or readable or ctx.only_version_5:
+        return []
+    flat = ctx.blocks[0].data if ctx.schema == "rope_scaling" and not nested else {}
+    old = {key: value for key, value in flat.items() if key != "rope_theta"} or None
+    seen = ctx.read_with({"rope_parameters": None, "rope_scaling": old})
+    return [] if seen is None else [loss for rope in ctx.ropes if (loss := _loss(ctx, rope, seen))]
 
 
 def _loss(ctx: Context, rope: LayerRope, seen: tuple[LayerRope, ...]) -> str:
@@ -143,22 +146,20 @@ def _named(rope: LayerRope) -> str:
 
 
 def _for_version_4(ctx: Context, losses: list[str]) -> dict[str, Any]:
-    """The keys that version 4's readers look at; none where they cannot say it."""
+    """The keys that version 4's readers look at; nested objects stay for version 5's."""
     groups: Mapping[str, Json] = ctx.facts.data.get("groups", {})
     fix: dict[str, Any] = {}
     for rope in ctx.ropes or ():
-        key = (
-            next(iter(groups.get(rope.name, {}).get("theta_keys", ())), None)
-            if rope.name != "default"
-            else "rope_theta"
-        )
-        if key is not None:
-            fix[ctx.at(key)] = rope.spec.rope_theta
+        keys = groups.get(rope.name, {}).get("theta_keys", ["rope_theta"] if rope.name == "default" else [])
+        fix |= {ctx.at(key): rope.spec.rope_theta for key in keys[:1]}
+    nested = any(block.layer for block in ctx.blocks)
+    if ctx.schema == "rope_scaling" and nested:
+        fix[ctx.at("rope_parameters")] = ctx.text["rope_scaling"]
     for block in ctx.blocks:
-        scaled = not block.layer or groups.get(block.layer, {}).get("scaled")
-        if scaled and ctx.schema == "rope_parameters" and any("scaling" in loss or "mrope" in loss for loss in losses):
+        scaled = groups.get(block.layer, {}).get("scaled") if block.layer else ctx.schema == "rope_parameters"
+        if scaled and any("scaling" in loss or "mrope" in loss for loss in losses):
             fix[ctx.at("rope_scaling")] = {k: v for k, v in block.data.items() if k not in BESIDE}
-    return fix if fix and all(not b.layer or b.layer in groups for b in ctx.blocks) else {}
+    return fix if all(not block.layer or block.layer in groups for block in ctx.blocks) else {}
 
 
 def _contents_differ(ctx: Context) -> Iterator[Finding]:
@@ -205,14 +206,13 @@ def _equal(ctx: Context, old: Json, new: Json) -> dict[str, Any]:
 
 
 def _base_assumed(ctx: Context) -> Iterator[Finding]:
-    if not ctx.text or not ctx.ropes or stated_bases(ctx, beside=True):
+    if not ctx.text or stated_bases(ctx, beside=True):
         return
-    lost = any("base" in finding.message for finding in _version_4_loses(ctx))
-    for rope in ctx.ropes if not lost else ():
+    for rope in ctx.ropes or ():
         source = rope.sources.get("rope_theta", "")
         by_class = source.startswith("default of ")
-        inside = "rope_parameters" in source and not ctx.only_version_5
-        if rope.spec.rope_theta != 10_000 and (by_class or inside):
+        inside = ctx.schema != "" and ctx.schema in source and not ctx.only_version_5
+        if rope.spec.rope_theta != 10_000 and (by_class or inside) and "base" not in "".join(_losses(ctx)):
             where = "nowhere in the file" if by_class else f"at {source} alone"
             layers = f" of {rope.name}" if rope.name != "default" else ""
             message = f"the base{layers}, {shown(rope.spec.rope_theta)}, stands {where}"
