@@ -55,12 +55,27 @@ def read(config: Json) -> tuple[LayerRope, ...]:
     Raises BadParameter (a value is missing or out of its range) and BadCheckpoint (a scaling that cannot be said in
     numbers), with the key path as `where`.
     """
+    facts, found = _groups(config)
+    return tuple(_layer_rope(group, facts) for group in found)
+
+
+def layer_indices(config: Json, name: str) -> tuple[int, ...]:
+    """Which layers, counted from 0, the `LayerRope` of this name that `read` gives belongs to.
+
+    Empty where the config names its kinds of layers and does not say which is which. Raises what `read` raises.
+    """
+    _, found = _groups(config)
+    return next((group.indices for group in found if group.name == name), ())
+
+
+def _groups(config: Json) -> tuple[TypeFacts, list[Group]]:
     text, path = text_config(config)
-    facts = type_facts(_name(text), _name(config), wrapper_stands_alone=not path)
-    place = Place({key: value for key, value in text.items() if key not in facts.unread}, ".".join(path))
-    if not facts.known and without_rope(_name(text) or _name(config)) and not _mentions_rope(text):
-        return ()
-    return tuple(_layer_rope(group, facts) for group in groups(place, facts))
+    name = model_type(config)
+    facts = type_facts(name, alone=not path)
+    if without_rope(name) and not _mentions_rope(text):
+        return facts, []
+    own = Place({key: value for key, value in text.items() if key not in facts.unread}, ".".join(path))
+    return facts, groups(own, facts)
 
 
 def _name(config: Json) -> str:
@@ -155,10 +170,9 @@ def _head_dim(reader: Reader) -> int:
         return whole(reader.note("head_dim", found))
     hidden, heads = reader.in_text("hidden_size"), reader.in_text("num_attention_heads")
     if hidden is None or heads is None:
-        raise BadParameter(
-            "expected head_dim, or hidden_size and num_attention_heads, found neither",
-            where=reader.text[-2].key("head_dim"),
-        )
+        model, _defaults = reader.text[-2:]
+        problem = "expected head_dim, or hidden_size and num_attention_heads, found neither"
+        raise BadParameter(problem, where=model.key("head_dim"))
     reader.sources["head_dim"] = f"{hidden.source} / {heads.source}"
     return whole(Found(whole(hidden) // whole(heads), reader.sources["head_dim"]))
 

@@ -31,7 +31,8 @@ OLDER_KEYS: Mapping[str, tuple[str, str]] = {
 class Group:
     """Layers that share one rotary embedding.
 
-    layers      how many they are
+    layers      how many they are, and the key that says so
+    indices     which they are, counted from 0; empty where the config does not tell the kinds apart
     rope, text  where the embedding is described (see `hf_keys.Reader`)
     theta_keys  the model's keys that hold the base where the scaling object has none
     outer       where there are several scaling objects, what is around them: transformers 5.23 reads `truncate` there
@@ -39,6 +40,7 @@ class Group:
 
     name: str
     layers: Found
+    indices: tuple[int, ...]
     rope: tuple[Place, ...]
     text: tuple[Place, ...]
     theta_keys: tuple[str, ...] = ("rope_theta",)
@@ -159,6 +161,7 @@ def _group(
     return Group(
         name,
         layers.counted(indices),
+        tuple(indices) if layers.told else (),
         rope,
         (*_own_places(model, name, indices[0], own), *model.chain),
         theta_keys=tuple(own.get("theta_keys", ("rope_theta",))),
@@ -207,6 +210,7 @@ def _flat(model: _Model) -> list[Group]:
         Group(
             _flat_name(indices[0], kinds, n),
             model.layers.counted(indices),
+            tuple(indices),
             (model.scaling,),
             (*_from_lists(model.text, indices[0]), *model.chain),
             sliding_window=window(model.chain) if all(k == "" or "sliding" in k for k in kinds[n]) else None,

@@ -40,14 +40,18 @@ class Layers:
     kinds_source: str
     rotates_source: str
 
+    @property
+    def told(self) -> bool:
+        """Whether any layer has a type."""
+        return any(self.kinds)
+
     def untyped(self) -> "Layers":
         """The same layers where no scaling object is named after a layer type: any layer may use any of them."""
         return replace(self, kinds=("",) * len(self.kinds), kinds_source="assumed: every layer")
 
     def of(self, kinds: Sequence[str]) -> list[int]:
         """Indices of the layers of these types that rotate; of all that rotate where no layer has a type."""
-        known = any(self.kinds)
-        return [i for i, kind in enumerate(self.kinds) if self.rotates[i] and (not known or kind in kinds)]
+        return [i for i, kind in enumerate(self.kinds) if self.rotates[i] and (not self.told or kind in kinds)]
 
     def counted(self, indices: Sequence[int]) -> Found:
         """How many layers these are, and the key that made them so few."""

@@ -39,7 +39,6 @@ SAME_TYPE: Mapping[str, str] = {
 TELECHAT_SLOPE = 0.07
 """TeleChat-3's `telechat3-yarn` scales the attention by 0.07·ln s + 1."""
 
-
 INTERNLM_FACTOR = Found(1.0, "default of rotary")
 """InternLM-1 stretches its base by the length alone where `rotary` has no factor."""
 
@@ -48,11 +47,12 @@ INTERNLM_FACTOR = Found(1.0, "default of rotary")
 class Task:
     """What reading a scaling needs to know.
 
-    longest   max_position_embeddings
-    original  the original length, where the config has one
-    pairs     rotary pairs
-    outer     the object around nested ones; None where the scaling object is flat
-    kind      the name that the config uses, and where
+    kind         the name that the config uses, and where
+    longest      max_position_embeddings
+    original     the original length, where the config has one
+    pairs        rotary pairs
+    outer        the object around nested ones; None where the scaling object is flat
+    mscale_pair  the model heeds `short_mscale` and `long_mscale`
     """
 
     reader: Reader

@@ -65,19 +65,18 @@ def _data() -> Mapping[str, Any]:
     return data
 
 
-def type_facts(model_type: str, wrapper: str, *, wrapper_stands_alone: bool) -> TypeFacts:
-    """The facts for a language model's type, or for the one that its multimodal wrapper holds by default.
+def type_facts(model_type: str, *, alone: bool) -> TypeFacts:
+    """The facts for a language model's type; for a multimodal type, those of the language model that it holds.
 
-    `wrapper_stands_alone`: the config has no inner object, so that the wrapper's own defaults hold.
+    `alone`: the config has no inner object, so that what the multimodal class defaults for it holds too.
     """
     types, wrappers = _data()["types"], _data()["wrappers"]
-    for name in (model_type, wrapper):
-        if name in types:
-            return TypeFacts(name, known=True, data=types[name])
-        if name in wrappers:
-            inner = wrappers[name]["model_type"]
-            own = wrappers[name] if wrapper_stands_alone else {}
-            return TypeFacts(inner, known=True, data={**types[inner], **own})
+    if model_type in types:
+        return TypeFacts(model_type, known=True, data=types[model_type])
+    if model_type in wrappers:
+        inner = wrappers[model_type]["model_type"]
+        own = wrappers[model_type] if alone else {}
+        return TypeFacts(inner, known=True, data={**types[inner], **own})
     return TypeFacts(model_type, known=False, data={})
 
 

@@ -93,3 +93,31 @@ def test_reading_does_not_change_the_config(name: str) -> None:
     before = json.dumps(config)
     hf.read(config)
     assert json.dumps(config) == before
+
+
+@pytest.mark.parametrize("name", READ)
+def test_as_many_layers_are_named_as_counted(name: str) -> None:
+    """The indices of a kind of layer are as many as its count says, and no layer belongs to two kinds."""
+    config = CASES[name]["config"]
+    ropes = hf.read(config)
+    indices = [hf.layer_indices(config, rope.name) for rope in ropes]
+    assert [len(one) for one in indices] == [rope.layers for rope in ropes]
+    assert len(set().union(*indices)) == sum(rope.layers for rope in ropes)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "indices"),
+    [
+        ("smollm_3_interval_from_class", "default", (0, 1, 2, 4, 5, 6)),
+        ("bamba", "default", (9, 18, 27)),
+        ("gemma_3_1b_local_base", "full_attention", (5, 11, 17, 23)),
+        ("modernbert", "full_attention", (0, 3, 6, 9, 12, 15, 18, 21)),
+        ("recurrent_gemma", "default", (2, 5, 8, 11, 14, 17, 20, 23)),
+        ("deepseek_v4", "main", (0,)),
+        ("granite_layer_rope_theta", "layers from 1", (1, 2)),
+        ("llama_3_1", "full_attention", ()),
+    ],
+)
+def test_a_kind_of_layer_is_found_by_index(name: str, kind: str, indices: tuple[int, ...]) -> None:
+    """Layers are counted from 0, as weights are named."""
+    assert hf.layer_indices(CASES[name]["config"], kind) == indices
