@@ -137,8 +137,7 @@ class Context:
 def context(config: Json, ropes: tuple[LayerRope, ...] | None, tokenizer: Json | None) -> Context:
     """The view of a Hugging Face config; any JSON object will do."""
     text, path = hf.text_config(config)
-    names = [name if isinstance(name := part.get("model_type"), str) else "" for part in (text, config)]
-    facts = type_facts(*names, wrapper_stands_alone=not path)
+    facts = type_facts(hf.model_type(config), alone=not path)
     found = {key: text[key] for key in SCHEMAS if isinstance(text.get(key), Mapping) and text[key]}
     prefix = "".join(f"{key}." for key in path)
     blocks = _blocks(found, prefix, facts, ropes)
