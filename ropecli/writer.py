@@ -226,7 +226,7 @@ def prove(folder: Path, intent: Mapping[str, RopeSpec], name: str) -> None:
 
     folder  where it lies now; name  what errors call it
     """
-    report = "this is a fault of ropecli or an architecture it misreads; please report it"
+    report = "ropecli writes this architecture wrongly: try --schema v5, and please report it"
     try:
         ropes = {rope.name: rope.spec for rope in read_checkpoint(str(folder)).ropes}
     except RopeError as error:

@@ -556,6 +556,19 @@ def test_inspect_json_has_the_promised_fields(converted, run, checkpoint, tmp_pa
     assert document["source"] == str(model)
 
 
+AGREE = ["transformers", "transformers-4", "vllm", "vllm-2026-08", "sglang", "mlx-lm", "exllamav3", "tensorrt-llm"]
+
+
+@pytest.mark.parametrize("m", [0.93, 1.0, 1.3])
+def test_every_runtime_that_can_reads_the_result_the_same(m, run, checkpoint, tmp_path):
+    """α, β and a temperature of one's own arrive in all runtimes that have any spelling for them."""
+    options = ["--alpha", 0.7, "--beta", 12, "--attention-factor", m]
+    run("convert", checkpoint, "-o", tmp_path / "out", *YARN, *options)
+    runtimes = json.loads(run("inspect", tmp_path / "out", "--json")[1])["runtimes"]
+    assert [name for name in AGREE if not runtimes[name]["agrees"]] == []
+    assert [runtimes[name]["attention_factor"] for name in AGREE] == pytest.approx([m] * len(AGREE), abs=1e-6)
+
+
 def test_inspect_json_of_several_models_is_a_document_a_line(run, checkpoint):
     """Scripts can read it line by line."""
     stdout = run("inspect", checkpoint, checkpoint / "config.json", "--json")[1]

@@ -48,7 +48,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "rich": ("ropecli.render",),
     "scipy": ("calibrate.search", "calibrate.statistics"),
     "transformers": ("calibrate.model", "calibrate.corpus"),
-    "torch": ("calibrate", "ropecli.tables"),
+    "torch": ("calibrate", "ropecli.tables", "ropecli.table_lookup"),
     "matplotlib": ("ropecli.plots",),
     "pyarrow": ("calibrate.corpus",),
     "huggingface_hub": ("ropecli.hub",),

@@ -36,6 +36,9 @@ KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith("_base"))
 """What older model types call the base."""
 
+LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
+"""Keys that hold one value for each layer in models whose layers all differ."""
+
 SMALL = 1e-6
 """The lesser half of an mscale pair: so small that its own magnitude is 1, and not 0, which readers take for absent."""
 
@@ -157,7 +160,15 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
 
     text    the config object that holds the rotary keys now
     schema  "both", "v4" (`rope_scaling` and a top-level `rope_theta`) or "v5" (`rope_parameters`)
+
+    Raises BadUsage for what such a config cannot say.
     """
+    if text.get("rope_ratio") is not None:
+        raise BadUsage(
+            "the base is multiplied by rope_ratio, and the model's own code reads no scaling",
+            where="rope_ratio",
+            hint="convert it to a config that transformers knows (model_type glm)",
+        )
     theta = written_theta(spec)
     kept = _kept(text, text.get("rope_parameters"), text.get("rope_scaling"))
     scaling = scaling_dict(spec)
@@ -189,6 +200,9 @@ def layered_changes(
     one `rope_scaling`, which its classes apply to the full-attention layers alone.
     Raises BadUsage for what such a config cannot say.
     """
+    for key in LISTS:
+        if isinstance(text.get(key), list):
+            raise BadUsage("one value for each layer leaves no place for a scaling", where=key)
     for name, spec in intent.items():
         if "truncate" in (scaling_dict(spec) or {}):
             raise BadUsage(
@@ -196,23 +210,26 @@ def layered_changes(
                 where=name,
                 hint="leave --no-truncate out",
             )
-    parameters, scaling = text.get("rope_parameters") or {}, text.get("rope_scaling") or {}
-    if schema == "v4" and parameters and not scaling:
+    blocks = {key: text.get(key) or {} for key in ("rope_parameters", "rope_scaling")}
+    nested = {key: block for key, block in blocks.items() if any(isinstance(v, Mapping) for v in block.values())}
+    parameters = nested.get("rope_parameters") or nested.get("rope_scaling") or {}
+    flat = bool(blocks["rope_scaling"]) and "rope_scaling" not in nested
+    if schema == "v4" and parameters and not flat:
         raise BadUsage(
             "the layer types rotate differently, which this config says in rope_parameters alone",
             where="--schema",
             hint="use --schema both",
         )
     changes = _lengths(text, max(served_length(spec) for spec in intent.values()))
-    if schema == "v5" and "rope_scaling" in text:
+    if "rope_scaling" in text and (schema == "v5" or "rope_scaling" in nested):
         changes["rope_scaling"] = ABSENT
-    elif schema != "v5" and (scaling or not parameters):
+    elif schema != "v5" and (flat or not parameters):
         changes |= _older_keys(text, ropes, intent)
     if schema != "v4":
         specs = intent if parameters else {rope.name: intent.get(rope.name, rope.spec) for rope in ropes}
         edited = {name: _nested(spec, parameters.get(name)) for name, spec in specs.items()}
         changes["rope_parameters"] = dict(parameters) | edited
-    elif parameters:
+    elif "rope_parameters" in text:
         changes["rope_parameters"] = ABSENT
     return _without_respelling(text, changes)
 

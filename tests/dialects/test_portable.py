@@ -332,6 +332,13 @@ def test_an_older_name_of_the_base_follows(kind, schema, tmp_path):
     check_module(GPTNeoXRotaryEmbedding(loaded(written, tmp_path)), spec)
 
 
+def test_a_ratio_of_the_base_is_refused():
+    """ChatGLM's own code multiplies the base and reads no scaling: no config could extend it."""
+    spec = grown(RopeSpec(10000.0, 32, 32, 128, 128), FAMILIES["yarn"])
+    with pytest.raises(BadUsage, match="rope_ratio"):
+        portable.flat_changes(llama(spec, "v4") | {"rope_ratio": 50}, spec, "both")
+
+
 def test_a_whole_number_is_not_respelled():
     """A base of 10000 that does not change stays 10000, not 10000.0."""
     spec = grown(RopeSpec(10000.0, 32, 32, 128, 128), FAMILIES["yarn"])
@@ -446,20 +453,39 @@ def test_a_new_base_goes_where_the_old_one_stood(tmp_path):
     check_layers(written, {"sliding_attention": SLIDING, "full_attention": spec}, tmp_path, Gemma3RotaryEmbedding)
 
 
+@pytest.mark.parametrize("schema", ["both", "v5"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {key: value for key, value in NESTED.items() if key != "rope_parameters"}
+        | {"rope_scaling": NESTED["rope_parameters"]},
+        OLDER_GEMMA | {"rope_parameters": {"rope_type": "linear", "factor": 8.0}},
+    ],
+    ids=["nested rope_scaling", "a flat rope_parameters that the class ignores"],
+)
+def test_odd_places_of_nested_parameters_become_the_usual_one(config, schema, tmp_path):
+    """What is written lies where transformers looks for it, and each layer type keeps its meaning."""
+    spec = grown(FULL, FAMILIES["yarn"])
+    written = layered(config, {"full_attention": spec}, schema)
+    check_layers(written, {"sliding_attention": SLIDING, "full_attention": spec}, tmp_path, Gemma3RotaryEmbedding)
+
+
 @pytest.mark.parametrize(
     ("config", "intent", "schema"),
     [
+        (OLDER_GEMMA | {"rope_theta": [1e4, 1e6]}, {"full_attention": FULL}, "both"),
         (NESTED, {"full_attention": grown(FULL, FAMILIES["yarn"])}, "v4"),
         (NESTED, {"full_attention": grown(FULL, FAMILIES["yarn-unrounded"])}, "both"),
         (OLDER_GEMMA, {"sliding_attention": grown(SLIDING, FAMILIES["yarn"])}, "both"),
     ],
-    ids=["older schema of nested", "unrounded in nested", "older keys for sliding layers"],
+    ids=["a base for each layer", "older schema of nested", "unrounded in nested", "older keys for sliding layers"],
 )
 def test_what_layer_types_can_not_say_is_refused(config, intent, schema):
-    """What a config can not carry is an error with a hint, before anything is written."""
+    """What a config can not carry is an error that names the place, before anything is written."""
+    ropes = hf.read(OLDER_GEMMA if config is OLDER_GEMMA else NESTED)
     with pytest.raises(BadUsage) as caught:
-        layered(config, intent, schema)
-    assert caught.value.hint
+        portable.layered_changes(config, ropes, intent, schema)
+    assert caught.value.where
 
 
 @pytest.mark.parametrize(
