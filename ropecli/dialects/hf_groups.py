@@ -144,7 +144,7 @@ def _by_older_keys(model: _Model, known: Mapping[str, Json]) -> list[Group]:
     ignored = not flat.data or (model.facts.data.get("flat_ignored") and flat.path.endswith("rope_parameters"))
     result = []
     for name, own in known.items():
-        rope = (model.default(own.get("rope", {})),)
+        rope: tuple[Place, ...] = (model.default(own.get("rope", {})),)
         if own.get("scaled") and not ignored:
             read = {key: value for key, value in flat.data.items() if key != "type" or not own.get("type_unread")}
             rope = (Place(read, flat.path, flat.origin), model.default(own.get("scaled_defaults", {})))
