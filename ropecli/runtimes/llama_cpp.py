@@ -6,7 +6,10 @@ Source: ngxson/llama.cpp 3f545bec (2026-08-22), `conversion/base.py` and its mod
 
 from dataclasses import replace
 
-from ropecli.frequencies import ramp_frequencies, yarn_corners
+from ropecli.dialects.gguf_archs import LOG_MULTIPLIER, SLIDING
+from ropecli.dialects.portable import portable_yarn, written_theta
+from ropecli.frequencies import frequencies, ramp_frequencies, yarn_corners
+from ropecli.runtimes.comparison import compare
 from ropecli.runtimes.formulas import (
     divided,
     linear,
@@ -19,8 +22,10 @@ from ropecli.runtimes.formulas import (
     unscaled,
 )
 from ropecli.runtimes.keys import LOCAL_THETAS, block, length, local_layer, max_positions, number, numbers, optional
+from ropecli.runtimes.llama_cpp_archs import ARCHITECTURES
 from ropecli.runtimes.reading import Computed, Keys, Reading, Request, Runtime
-from ropecli.spec import RopeSpec, Yarn
+from ropecli.runtimes.serving import Serving, must_not_be_latent, refused
+from ropecli.spec import Dynamic, LayerRope, Linear, Ntk, Plain, RopeSpec, Yarn
 
 _ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length", "model_max_length")
@@ -149,3 +154,91 @@ def _longrope(request: Request, parameters: Keys, base: RopeSpec, longest: int) 
 
 
 RUNTIME = Runtime("llama.cpp", "3f545bec (2026-08-22)", rule)
+
+
+def flags(serving: Serving) -> tuple[str, ...]:
+    """Flags for llama-server and llama-cli, for the GGUF of the checkpoint.
+
+    `{arch}.rope.scaling.attn_factor` is the one key of the temperature that is read beside YaRN, and llama-server cuts
+    every slot to `{arch}.context_length`.
+    Raises BadUsage for what llama.cpp cannot do.
+    """
+    arch = serving.gguf_architecture or ARCHITECTURES.get(serving.architecture)
+    if arch is None:
+        raise refused(
+            f"llama.cpp's name for the architecture {serving.architecture or serving.model_type!r} is not known",
+            "name the .gguf file, which says it",
+        )
+    must_not_be_latent("llama.cpp", serving)
+    rope = _reached(serving, arch)
+    words, attn_factor = _scaling_flags(rope.spec)
+    if written_theta(rope.spec) != _as_it_is(serving, rope).rope_theta:
+        words += ("--rope-freq-base", repr(written_theta(rope.spec)))
+    if serving.layered and attn_factor != 1:
+        raise refused(
+            "llama.cpp would apply the attention factor to the sliding-window layers, too",
+            f"use --attention-factor {magnitude(rope.spec.scaling.factor):.10g}",
+        )
+    pairs = _overrides(serving, arch, rope.spec, attn_factor)
+    return (*words, "--override-kv", ",".join(pairs), "-c", str(serving.length))
+
+
+def _as_it_is(serving: Serving, rope: LayerRope) -> RopeSpec:
+    return next(found.spec for found in serving.ropes if found.name == rope.name)
+
+
+def _reached(serving: Serving, arch: str) -> LayerRope:
+    """The one kind of layer that is asked for; raises BadUsage where flags reach fewer layers, or more."""
+    window = serving.config.get(f"{arch}.attention.sliding_window", serving.text.get("sliding_window"))
+    beyond = any(rope.sliding_window is not None for rope in serving.asked)
+    if beyond or len(serving.asked) != 1 or (arch in SLIDING and window and not serving.layered):
+        raise refused(
+            "llama.cpp scales the full-attention layers alone by flags",
+            "write a GGUF with --output" if serving.gguf_architecture else "use --layers full",
+        )
+    return serving.asked[0]
+
+
+def _scaling_flags(spec: RopeSpec) -> tuple[tuple[str, ...], float]:
+    """The flags, and what the temperature has to be multiplied by. Raises BadUsage."""
+    scaling = spec.scaling
+    match scaling:
+        case Plain() | Ntk():
+            return ("--rope-scaling", "none"), 1.0
+        case Linear():
+            return ("--rope-scaling", "linear", "--rope-scale", repr(float(scaling.factor))), 1.0
+        case Yarn():
+            return _yarn_flags(spec, scaling), scaling.attention_factor / magnitude(scaling.factor)
+        case Dynamic():
+            raise refused("llama.cpp has one base for all lengths", "use --rope-type ntk")
+        case _:
+            raise refused(
+                f"llama.cpp has no flag for {spec.rope_type}: divisors for each pair are a tensor of the GGUF",
+                "write a GGUF that has it: ropecli convert MODEL.gguf --output OUT.gguf",
+            )
+
+
+def _yarn_flags(spec: RopeSpec, yarn: Yarn) -> tuple[str, ...]:
+    written = portable_yarn(spec, yarn)
+    fast, slow = written["beta_fast"], written["beta_slow"]
+    low, high = yarn_corners(spec, replace(yarn, beta_fast=fast, beta_slow=slow, truncate=True))
+    found = Reading(ramp_frequencies(spec, yarn.factor, low, max(low, high)), yarn.attention_factor, None)
+    if not compare(found, frequencies(spec))[1]:
+        raise refused(
+            "llama.cpp rounds the corners of the ramp outwards, to whole pairs",
+            "leave --no-truncate out, or write a GGUF with --output, which has a divisor for each pair",
+        )
+    return (
+        *("--rope-scaling", "yarn", "--rope-scale", repr(float(yarn.factor))),
+        *("--yarn-orig-ctx", str(spec.original_length)),
+        *("--yarn-beta-fast", repr(float(fast)), "--yarn-beta-slow", repr(float(slow))),
+    )
+
+
+def _overrides(serving: Serving, arch: str, spec: RopeSpec, attn_factor: float) -> list[str]:
+    """`KEY=TYPE:VALUE` of metadata; older builds read only the first of a list, so the temperature comes first."""
+    key = f"{arch}.rope.scaling.attn_factor"
+    pairs = [f"{key}=float:{attn_factor!r}"] if attn_factor != 1 or key in serving.config else []
+    if arch in LOG_MULTIPLIER and isinstance(spec.scaling, Yarn):
+        pairs.append(f"{arch}.rope.scaling.yarn_log_multiplier=float:0.0")
+    return [*pairs, f"{arch}.context_length=int:{serving.length}"]

@@ -4,7 +4,9 @@ Source: mlx-lm 0.32.2 `models/rope_utils.py` and the `ModelArgs` of its models.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
+from ropecli.dialects.portable import OTHER_BASES
 from ropecli.runtimes.formulas import (
     divided,
     each_magnitude,
@@ -28,7 +30,19 @@ from ropecli.runtimes.keys import (
     numbers,
 )
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
-from ropecli.spec import RopeSpec
+from ropecli.runtimes.serving import (
+    Serving,
+    lengths,
+    must_agree,
+    must_have_config,
+    must_not_be_latent,
+    must_not_switch,
+    one_line,
+    parameters,
+    placed,
+    refused,
+)
+from ropecli.spec import LayerRope, Longrope, RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
 _YARN = ("factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
@@ -199,3 +213,74 @@ def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
 
 
 RUNTIME = Runtime("mlx-lm", "0.32.2", rule)
+
+
+_NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": _YARN,
+    "llama3": ("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
+    "longrope": (_ORIGINAL, "short_factor", "long_factor"),
+}
+
+
+def flags(serving: Serving) -> tuple[str, ...]:
+    """One JSON object for `mlx_lm.load(MODEL, model_config=…)`; the programs of mlx-lm 0.32.2 have no flag for it.
+
+    `load_model` replaces top-level members, so that an inner config is given whole.
+    Raises BadUsage for what MLX-LM cannot do.
+    """
+    must_have_config(serving)
+    must_not_be_latent("mlx-lm", serving)
+    must_not_switch("mlx-lm", serving, dynamic=True)
+    changes = _changes(serving)
+    must_agree(RUNTIME, serving, changes)
+    return (one_line(placed(serving.config, serving.path, changes, merged=0)),)
+
+
+def _changes(serving: Serving) -> dict[str, Any]:
+    model = _SAME.get(serving.model_type, serving.model_type)
+    blocks = {rope.name: _written(serving, rope) for rope in serving.ropes}
+    changes = lengths(serving)
+    for spec in serving.intent.values():
+        if isinstance(spec.scaling, Longrope):
+            changes |= dict.fromkeys(changes, _carrying(spec.scaling.attention_factor, spec.max_length)[0])
+    if model in _BY_LAYER:
+        return changes | {"rope_parameters": block(serving.text, "rope_parameters") | blocks}
+    full = next((rope for rope in serving.ropes if rope.sliding_window is None), serving.ropes[0])
+    if serving.layered and set(serving.intent) != {full.name}:
+        raise refused("mlx-lm scales the full-attention layers alone", "use --layers full")
+    scaling = blocks[full.name]
+    theta = scaling["rope_theta"]
+    changes |= {key: theta for key in OTHER_BASES if key in serving.text}
+    changes |= {"rope_theta": theta, "rope_scaling": None if scaling["rope_type"] == "default" else scaling}
+    local = next((rope.spec for rope in serving.ropes if rope.sliding_window is not None and rope is not full), None)
+    if local is not None:
+        changes[LOCAL_THETAS[0]] = local.rope_theta
+    if model in _WHOLE | _INNER_THETA or (model == "qwen3" and changes["rope_scaling"] is None):
+        changes["rope_parameters"] = scaling
+    if _ORIGINAL in scaling and (_ORIGINAL in serving.text or model == "phi3"):
+        changes[_ORIGINAL] = scaling[_ORIGINAL]
+    return changes
+
+
+def _written(serving: Serving, rope: LayerRope) -> dict[str, Any]:
+    """A kind of layer's object, with `type`, which some models insist on and all prefer."""
+    written = parameters(serving, rope, _NEEDED)
+    spec = serving.intent.get(rope.name)
+    if spec is not None and isinstance(spec.scaling, Longrope):
+        written[_ORIGINAL] = _carrying(spec.scaling.attention_factor, spec.max_length)[1]
+    return {"type": written["rope_type"], **written}
+
+
+def _carrying(attention_factor: float, length: int) -> tuple[int, int]:
+    """Lengths (M, L) from which longrope's sqrt(1 + ln(M/L)/ln L) gives this attention factor: L = M^(1/m²).
+
+    mlx-lm uses neither for anything else there. M is the least multiple of `length` by a power of two that gives it
+    to 5e-5, as L is a whole number; (length, length), which gives 1, where none does.
+    """
+    for longest in (length << doublings for doublings in range(32)):
+        original = round(longest ** (1 / max(attention_factor, 1.0) ** 2))
+        if original > 1 and abs(longrope_magnitude(longest / original, original) - attention_factor) <= 5e-5:
+            return longest, original
+    return length, length

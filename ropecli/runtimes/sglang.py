@@ -15,9 +15,21 @@ from ropecli.runtimes.formulas import (
 )
 from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.serving import (
+    Serving,
+    filled,
+    must_agree,
+    must_not_be_latent,
+    must_not_switch,
+    one_line,
+    override,
+    placed,
+    refused,
+)
 from ropecli.runtimes.standardised import standardised
+from ropecli.runtimes.vllm import NEEDED, longrope_temperature
 from ropecli.runtimes.vllm_formulas import deepseek_yarn, extrapolated, gemma4_proportional, magnified, yarn_ramp
-from ropecli.spec import RopeSpec
+from ropecli.spec import Dynamic, RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
@@ -96,3 +108,24 @@ def _longrope(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
 
 
 RUNTIME = Runtime("sglang", "623300a5 (2026-06-25)", rule)
+
+
+def flags(serving: Serving) -> tuple[str, ...]:
+    """`--json-model-override-args` and `--context-length`.
+
+    `get_config` replaces top-level objects; from August 2026 it merges one level of inner configs, and before that an
+    inner one stops it.
+    Raises BadUsage for what SGLang cannot do.
+    """
+    must_not_be_latent("SGLang", serving)
+    if len(serving.loaded_path) > 1:
+        raise refused(
+            f"SGLang replaces {serving.loaded_path[0]} whole, and the language model lies deeper in it",
+            "write a checkpoint with --output",
+        )
+    if any(isinstance(spec.scaling, Dynamic) for spec in serving.intent.values()):
+        must_not_switch("SGLang", serving, dynamic=False)
+    changes = filled(override(serving, NEEDED), serving, longrope_temperature)
+    must_agree(RUNTIME, serving, changes)
+    overrides = placed(serving.config, serving.loaded_path, changes, merged=1)
+    return ("--json-model-override-args", one_line(overrides), "--context-length", str(serving.length))

@@ -17,8 +17,9 @@ from ropecli.runtimes.formulas import (
 )
 from ropecli.runtimes.keys import length, max_positions, number, numbers, optional
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.serving import Serving, must_agree, one_line, override, placed, refused
 from ropecli.runtimes.standardised import Standardised, standardised
-from ropecli.spec import RopeSpec
+from ropecli.spec import Longrope, RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -109,3 +110,38 @@ def _longrope(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
 
 
 RUNTIME = Runtime("transformers", "5.23.0", rule)
+
+
+_NEEDED = {kind: keys - {"mscale", "mscale_all_dim"} for kind, keys in KNOWN.items()}
+"""An attention factor is final; on latent attention `mscale_all_dim` would scale the softmax, too."""
+
+_UNSCALED = {"codegen", "gptj", "roformer"}
+"""Model types whose classes have no `rope_parameters`: they would pass the object on to the model, which stops."""
+
+_HEAD_DIM_MAY_BE_NULL = {
+    *("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text", "minimax", "ministral", "mixtral"),
+}
+"""Model types that leave `head_dim` null where the file has none: YaRN multiplies it before it looks for another."""
+
+
+def flags(serving: Serving) -> tuple[str, ...]:
+    """One JSON object: keyword arguments for `AutoConfig.from_pretrained` or a model's `from_pretrained`.
+
+    `PreTrainedConfig.from_dict` sets each on the loaded config; it merges one level of inner configs.
+    Raises BadUsage for what transformers cannot do.
+    """
+    if serving.model_type in _UNSCALED:
+        raise refused(f"{serving.model_type} rotates as its class says, whatever the config", "use another runtime")
+    for spec in serving.intent.values():
+        scaling = spec.scaling
+        if isinstance(scaling, Longrope) and scaling.attention_factor != scaling.short_attention_factor:
+            raise refused(
+                "transformers has one attention factor for both lists, found "
+                f"{scaling.short_attention_factor:g} and {scaling.attention_factor:g}",
+                "give both lists the same attention factor",
+            )
+    changes = override(serving, {kind: tuple(keys) for kind, keys in _NEEDED.items()})
+    if serving.model_type in _HEAD_DIM_MAY_BE_NULL and serving.text.get("head_dim") is None:
+        changes["head_dim"] = serving.ropes[0].spec.head_dim
+    must_agree(RUNTIME, serving, changes)
+    return (one_line(placed(serving.config, serving.loaded_path, changes, merged=1)),)

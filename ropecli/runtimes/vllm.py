@@ -22,9 +22,21 @@ from ropecli.runtimes.formulas import (
 )
 from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.serving import (
+    Serving,
+    filled,
+    must_agree,
+    must_not_be_latent,
+    must_not_switch,
+    one_line,
+    override,
+    parameters,
+    placed,
+    scaling_object,
+)
 from ropecli.runtimes.standardised import Standardised, standardised
 from ropecli.runtimes.vllm_formulas import deepseek_yarn, extrapolated, gemma4_proportional, yarn_ramp
-from ropecli.spec import RopeSpec, default_attention_factor
+from ropecli.spec import LayerRope, Longrope, RopeSpec, default_attention_factor
 
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -182,3 +194,48 @@ def _longrope(parameters: Keys, base: RopeSpec, longest: int, context: int) -> C
 
 
 RUNTIME = Runtime("vllm", "0cd57848 (after 2026-08)", lambda request: rule(request, later_yarn))
+
+
+NEEDED = {
+    "linear": ("factor",),
+    # versions differ in which of the two they read, and each ignores the other
+    "yarn": ("factor", _ORIGINAL, "beta_fast", "beta_slow", "truncate", "attention_factor", "attn_factor"),
+    "llama3": ("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
+    "longrope": (_ORIGINAL, "short_factor", "long_factor", "attention_factor"),
+}
+"""The scaling keys of each type that vLLM or SGLang reads."""
+
+_NEUTRAL = {"truncate": True, "extrapolation_factor": 1.0, "apply_yarn_scaling": True}
+"""Keys that YaRN reads, and the value that changes nothing."""
+
+
+def flags(serving: Serving) -> tuple[str, ...]:
+    """`--hf-overrides` and `--max-model-len`.
+
+    `ModelConfig._apply_dict_overrides` replaces a top-level object, and merges into an inner config's at any depth, so
+    that keys of the old object have to be neutralised there.
+    Raises BadUsage for what vLLM cannot do.
+    """
+    must_not_be_latent("vLLM", serving)
+    must_not_switch("vLLM", serving, dynamic=False)
+    changes = filled(override(serving, NEEDED), serving, longrope_temperature)
+    if serving.loaded_path:
+        changes = filled(changes, serving, lambda rope: _neutral(serving, rope))
+    must_agree(RUNTIME, serving, changes)
+    overrides = placed(serving.config, serving.loaded_path, changes, merged=len(serving.loaded_path))
+    return ("--hf-overrides", one_line(overrides), "--max-model-len", str(serving.length))
+
+
+def longrope_temperature(rope: LayerRope) -> Keys:
+    """The keys that vLLM and SGLang read longrope's attention factors from."""
+    scaling = rope.spec.scaling
+    if not isinstance(scaling, Longrope):
+        return {}
+    return {"short_mscale": scaling.short_attention_factor, "long_mscale": scaling.attention_factor}
+
+
+def _neutral(serving: Serving, rope: LayerRope) -> Keys:
+    """What the old object's keys have to become, so that they say nothing beside the new ones."""
+    old, kind = scaling_object(serving, rope.name), parameters(serving, rope, NEEDED)["rope_type"]
+    neutral = _NEUTRAL if kind == "yarn" else {}
+    return {key: value for key, value in {"type": kind, **neutral}.items() if key in old}
