@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -421,18 +422,19 @@ def _reach(difference: "Difference") -> str:
 
 def show_rows(rows: Sequence["Row"]) -> None:
     """The table of `ropecli evaluate`: standard errors over documents, 95 % reach of the paired difference."""
-    several = len({row.model for row in rows}) > 1
-    headings = ["method", "length", "nats a token", "ppl", "within L", "beyond L", "vs first row"]
-    table = _plain_table(*(["model"] if several else []), *headings)
-    for row in rows:
-        cells = [
-            row.method,
-            f"{row.length:,}",
-            f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
-            f"{row.ppl:.3f}",
-            "" if row.within is None else f"{math.exp(min(row.within, 700)):.3f}",
-            "" if row.beyond is None else f"{math.exp(min(row.beyond, 700)):.3f}",
-            "" if row.difference is None else f"{row.difference.delta:+.4f} {_reach(row.difference)}",
-        ]
-        table.add_row(*(escape(printable(cell)) for cell in ([row.model] if several else []) + cells))
-    emit_table(table)
+    headings = ["method", "length", "nats a token", "ppl", "within L", "beyond L", "vs first, nats"]
+    for model, group in groupby(rows, key=lambda row: row.model):
+        table = _plain_table(*headings)
+        for row in group:
+            cells = [
+                row.method,
+                f"{row.length:,}",
+                f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
+                f"{row.ppl:.3f}",
+                "" if row.within is None else f"{math.exp(min(row.within, 700)):.3f}",
+                "" if row.beyond is None else f"{math.exp(min(row.beyond, 700)):.3f}",
+                "" if row.difference is None else f"{row.difference.delta:+.4f} {_reach(row.difference)}",
+            ]
+            table.add_row(*(escape(printable(cell)) for cell in cells))
+        emit(f"{printable(model)}\n")
+        emit_table(table)
