@@ -141,23 +141,23 @@ def _by_hand(
     from ropecli.conversion import chosen_layers, extended, scaling_by_hand  # noqa: PLC0415
 
     original = options.length(original_length, "--original-length") if original_length else None
+    target = options.length(target_length, "--target-length") if target_length else None
+    if target is not None and factor is not None:
+        raise BadUsage("give one of --factor and --target-length")
+    if rope_theta is not None and not 0 < rope_theta < float("inf"):
+        raise BadUsage(f"expected a base above 0, found {rope_theta:g}", where="--rope-theta")
     intent = {}
     for rope in chosen_layers(checkpoint, layers):
-        spec = replace(rope.spec, rope_theta=rope_theta) if rope_theta else rope.spec
+        spec = rope.spec if rope_theta is None else replace(rope.spec, rope_theta=rope_theta)
         trained = original or spec.original_length
-        if target_length is not None:
-            if factor is not None:
-                raise BadUsage("give one of --factor and --target-length")
-            factor = options.length(target_length, "--target-length") / trained
-        scale = 1.0 if factor is None else factor
-        if rope_type != "none" and (factor is None or not 1 <= scale < float("inf")):
-            found = "nothing" if factor is None else f"{scale:g}"
+        scale = factor if target is None else target / trained
+        if rope_type != "none" and (scale is None or not 1 <= scale < float("inf")):
             raise BadUsage(
-                f"expected a factor of at least 1, found {found}",
-                where="--factor" if target_length is None else "--target-length",
+                f"expected a factor of at least 1, found {'nothing' if scale is None else f'{scale:g}'}",
+                where="--factor" if target is None else "--target-length",
                 hint=f"the original length is {trained} tokens; --factor 4 would serve {4 * trained}",
             )
-        scaling = scaling_by_hand(rope_type, spec, scale, **parameters)
+        scaling = scaling_by_hand(rope_type, spec, 1.0 if scale is None else scale, **parameters)
         intent[rope.name] = extended(spec, scaling, original)
     return intent
 

@@ -6,7 +6,7 @@ Source: turboderp-org/exllamav2 da07facd (2025-12-09), `config.py`, `rope.py`, `
 import math
 
 from ropecli.runtimes.formulas import divided, index_ramp, linear, longrope_magnitude, plain, rotation_ramp, unscaled
-from ropecli.runtimes.keys import block, ignored, length, local_layer, max_positions, number, numbers
+from ropecli.runtimes.keys import block, ignored, length, local_layer, max_positions, number, numbers, rope_type
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.transformers4 import rope_parameters_unread
 from ropecli.spec import RopeSpec
@@ -37,7 +37,7 @@ def _theta(config: Keys) -> float:
 
 def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     computed: Computed
-    match scaling.get("type") or scaling.get("rope_type"):
+    match rope_type(scaling, "type" if scaling.get("type") else "rope_type"):
         case "linear":
             computed = linear(base, number(scaling, "factor")), 1.0, ()
         case "llama3":
@@ -48,7 +48,7 @@ def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Compu
             computed = _longrope(config, scaling, base, longest)
         case "yarn":
             computed = _yarn(scaling, base, longest)
-        case None | "default" | "mrope":
+        case "default" | "mrope":
             computed = plain(base), 1.0, ()
         case other:
             computed = plain(base), 1.0, (f"{other} ignored",)

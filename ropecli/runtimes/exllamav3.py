@@ -115,11 +115,11 @@ def _yarn(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
 def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
     longest = length(request.config, "max_position_embeddings")
     original = length(scaling if _ORIGINAL in scaling else request.config, _ORIGINAL)
-    short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
+    used = numbers(scaling, "long_factor" if longest > original else "short_factor")
     notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor")
-    if short != long:
+    if scaling.get("short_factor") != scaling.get("long_factor"):
         notes += (f"long_factor at every length where the configured one is above {original}, else short_factor",)
-    return divided(base, long if longest > original else short), longrope_magnitude(longest / original, original), notes
+    return divided(base, used), longrope_magnitude(longest / original, original), notes
 
 
 RUNTIME = Runtime("exllamav3", "4f8ad012 (2026-08-08)", rule)

@@ -21,7 +21,17 @@ from ropecli.runtimes.formulas import (
     rotation_ramp,
     unscaled,
 )
-from ropecli.runtimes.keys import LOCAL_THETAS, block, length, local_layer, max_positions, number, numbers, optional
+from ropecli.runtimes.keys import (
+    LOCAL_THETAS,
+    block,
+    length,
+    local_layer,
+    max_positions,
+    number,
+    numbers,
+    optional,
+    rope_type,
+)
 from ropecli.runtimes.llama_cpp_archs import ARCHITECTURES
 from ropecli.runtimes.reading import Computed, Keys, Reading, Request, Runtime
 from ropecli.runtimes.serving import Serving, must_not_be_latent, refused
@@ -94,7 +104,7 @@ def _theta(request: Request, parameters: Keys) -> float:
 
 
 def _compute(request: Request, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
-    kind = str(parameters.get("rope_type") or "default")
+    kind = "default" if parameters.get("rope_type") is None else rope_type(parameters, "rope_type")
     factor = optional(parameters, "factor")
     computed: Computed
     match kind.lower():

@@ -28,6 +28,7 @@ from ropecli.runtimes.keys import (
     nested,
     number,
     numbers,
+    rope_type,
 )
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.serving import (
@@ -96,7 +97,21 @@ DEFAULT_THETA: Mapping[str, float] = {
 _INNER_THETA = {"exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe", "muse_glimmer", "muse_spark", "olmo_hybrid"}
 _WHOLE = {"glm_moe_dsa", "minimax_m3_vl", "ministral3", "mistral4", "qwen3_5"}
 _BY_LAYER = {"gemma4_text", "laguna", "mellum", "spark2_5"}
-_SAME = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5", "qwen3_5_moe": "qwen3_5", "mistral": "llama"}
+_SAME = {
+    "gemma3n_text": "gemma3n",
+    "llama4_text": "llama4",
+    "mistral": "llama",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen3_5_moe": "qwen3_5",
+    "qwen3_5_moe_text": "qwen3_5",
+    "qwen3_5_text": "qwen3_5",
+    "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_vl_text": "qwen3",
+}
+"""Model types that another one's module serves."""
 
 
 def rule(request: Request) -> Reading:
@@ -133,7 +148,7 @@ def _theta(request: Request, model: str, scaling: Keys) -> float:
         return number(scaling, "rope_theta")
     if model in _INNER_THETA and "rope_theta" in parameters:
         return number(parameters, "rope_theta")
-    if request.layer_type == "sliding_attention" and model == "gemma3_text":
+    if request.layer_type == "sliding_attention" and model in {"gemma3_text", "gemma3n"}:
         return number(request.config, LOCAL_THETAS[0], 10_000.0)
     if request.config.get("rope_theta") is not None:
         return number(request.config, "rope_theta")
@@ -146,7 +161,7 @@ def _theta(request: Request, model: str, scaling: Keys) -> float:
 
 def _type(scaling: Keys) -> str:
     """`type` wins over `rope_type`."""
-    return str(scaling.get("type") or scaling.get("rope_type", "default"))
+    return rope_type(scaling, "type" if scaling.get("type") else "rope_type")
 
 
 def _phi3(request: Request, scaling: Keys) -> Keys:
@@ -155,7 +170,7 @@ def _phi3(request: Request, scaling: Keys) -> Keys:
         return scaling
     if "type" not in scaling or "long_factor" not in scaling:
         raise Refused("ValueError: rope_scaling must contain type and long_factor")
-    kind = scaling["type"]
+    kind = rope_type(scaling, "type")
     if kind not in {"longrope", "su", "linear"}:
         return {}
     original = length(request.config, _ORIGINAL, 4096)

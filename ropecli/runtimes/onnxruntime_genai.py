@@ -82,7 +82,7 @@ def _yarn(parameters: Keys, base: RopeSpec, original: int) -> Computed:
     _assert_inside(base, original, number(parameters, "beta_fast"), slow)
     inv_freq = index_ramp(base, factor, original, number(parameters, "beta_fast"), slow, truncate=False)
     notes = ignored(parameters, "factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-    return inv_freq, _magnitude(parameters, factor), (*notes, "corners are never rounded")
+    return inv_freq, _magnitude(parameters, factor, original), (*notes, "corners are never rounded")
 
 
 def _assert_inside(base: RopeSpec, original: int, beta_fast: float, beta_slow: float) -> None:
@@ -92,13 +92,15 @@ def _assert_inside(base: RopeSpec, original: int, beta_fast: float, beta_slow: f
         raise Refused(f"AssertionError: the ramp from pair {low:.2f} to {high:.2f} is not inside the head")
 
 
-def _magnitude(parameters: Keys, factor: float) -> float:
+def _magnitude(parameters: Keys, factor: float, original: int) -> float:
     """Both mscale keys: their ratio; `mscale` alone: itself; else by type, the factor itself for an unknown one."""
     top, bottom = number(parameters, "mscale", 0.0), number(parameters, "mscale_all_dim", 0.0)
     if top > 0 and bottom > 0:
         return magnitude(factor, top) / magnitude(factor, bottom)
     if top > 0:
         return top
+    if parameters["rope_type"] in {"su", "longrope"}:
+        return longrope_magnitude(factor, original)
     return magnitude(factor) if parameters["rope_type"] == "yarn" else factor
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ropecli.errors import RopeError
@@ -80,8 +80,14 @@ class Runtime:
             return reading
         if not all(map(math.isfinite, (*reading.inv_freq, reading.attention_factor))):
             return _stopped("its formula gives no finite numbers")
-        return reading
+        return replace(reading, notes=tuple(map(_legible, reading.notes)))
 
 
 def _stopped(reason: str) -> Reading:
-    return Reading(None, None, None, (f"does not load: {reason}",))
+    return Reading(None, None, None, (_legible(f"does not load: {reason}"),))
+
+
+def _legible(note: str) -> str:
+    """A note may quote a name from the file: control characters made visible, cut to two lines of a screen."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in note)
+    return text if len(text) <= 160 else f"{text[:159]}…"

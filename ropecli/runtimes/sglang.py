@@ -1,4 +1,4 @@
-"""SGLang: loads the config through transformers; missing keys get a default and a warning.
+"""SGLang: loads the config through transformers; its own defaults are for configs with code of their own.
 
 Source: JustinTong0323/sglang 623300a5 (2026-06-25), `srt/layers/rotary_embedding/`,
 `srt/utils/hf_transformers/common.py`.
@@ -26,25 +26,42 @@ from ropecli.runtimes.serving import (
     placed,
     refused,
 )
-from ropecli.runtimes.standardised import standardised
+from ropecli.runtimes.standardised import PHI3, standardised
 from ropecli.runtimes.vllm import NEEDED, longrope_temperature
 from ropecli.runtimes.vllm_formulas import deepseek_yarn, extrapolated, gemma4_proportional, magnified, yarn_ramp
 from ropecli.spec import Dynamic, RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
+_TOP_LEVEL = {
+    *("LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM", "InternLM3ForCausalLM", "Phi3ForCausalLM"),
+    *("ApertusForCausalLM", "ArceeForCausalLM", "ExaoneForCausalLM", "Exaone4ForCausalLM", "ExaoneMoEForCausalLM"),
+    *("GraniteForCausalLM", "HunYuanMoEV1ForCausalLM", "HunYuanDenseV1ForCausalLM", "DeciLMForCausalLM"),
+    *("SolarForCausalLM", "XverseForCausalLM", "IQuestCoderForCausalLM", "TeleFLMForCausalLM"),
+}
 _YARN = ("factor", _ORIGINAL, "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow", "truncate")
 
 
 def rule(request: Request) -> Reading:
     """`get_rope`, at the original length, with no --context-length."""
-    keys = standardised(request)
+    keys = standardised(request, top_level=request.model_type in PHI3)
+    parameters, notes = _with_top_level(request, keys.parameters)
     kind = keys.rope_type
     if request.rope.mla and kind != "default":
         kind = "deepseek_yarn"
-    base = unscaled(request, number(keys.parameters, "rope_theta"))
-    inv_freq, attention_factor, notes = _compute(kind, keys.parameters, base, max_positions(request, _LENGTHS))
-    return Reading(inv_freq, attention_factor, _context_length(request, keys.parameters), keys.notes + notes)
+    base = unscaled(request, number(parameters, "rope_theta"))
+    inv_freq, attention_factor, more = _compute(kind, parameters, base, max_positions(request, _LENGTHS))
+    return Reading(inv_freq, attention_factor, _context_length(request, keys.parameters), keys.notes + notes + more)
+
+
+def _with_top_level(request: Request, parameters: Keys) -> tuple[Keys, tuple[str, ...]]:
+    """Some model files copy a top-level original length into the parameters; the others never see it."""
+    top = request.config.get(_ORIGINAL)
+    if not top or request.layer_type is not None or request.model_type in PHI3:
+        return parameters, ()
+    if request.architecture in _TOP_LEVEL:
+        return {**parameters, _ORIGINAL: top}, ()
+    return parameters, (f"the top-level {_ORIGINAL} is not read for this architecture",)
 
 
 def _context_length(request: Request, parameters: Keys) -> int:

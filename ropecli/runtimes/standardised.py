@@ -4,8 +4,9 @@ Source: transformers 5.23.0 `RotaryEmbeddingConfigMixin.convert_rope_params_to_d
 the classes that override them (Phi-3, Gemma-3, Olmo-3, Qwen2-VL).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ropecli.runtimes.keys import block, local_layer, max_positions, nested, number, rope_type
@@ -14,8 +15,20 @@ from ropecli.runtimes.reading import Keys, Refused, Request
 NEEDS_ORIGINAL = ("yarn", "llama3", "longrope")
 """Types whose dict gets an original length: from the top level where the dict is flat, else M."""
 
-_PHI3 = ("phi3", "phi3_v", "phi4_multimodal")
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+"""Keys without which the config does not load."""
+
+PHI3 = {"phi3", "phi3_v", "phi4_multimodal"}
+"""Model types whose class has an original length of its own, and calls longrope `su` or `yarn` too."""
+
 _PHI3_ORIGINAL = 4096
+_MROPE = {"qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +49,19 @@ class Standardised:
     @property
     def rope_type(self) -> str:
         """The scaling's name as transformers passes it on, known or not."""
-        return rope_type(self.parameters, "rope_type")
+        return str(self.parameters["rope_type"])
 
 
-def standardised(request: Request) -> Standardised:
-    """The rotary parameters of the requested kind of layer. Raises Refused."""
+def standardised(
+    request: Request, *, rename: Callable[[Keys], str] | None = None, top_level: bool = True
+) -> Standardised:
+    """The rotary parameters of the requested kind of layer. Raises Refused.
+
+    rename     how a runtime calls the type of some parameters before it standardises them once more
+    top_level  whether a top-level original length replaces the one in a flat dict, as it does when a model of
+               transformers asks for its frequencies
+    """
+    complete = partial(_complete, request=request, rename=rename or _own_name, top_level=top_level)
     scaling, parameters = block(request.config, "rope_scaling"), block(request.config, "rope_parameters")
     notes = _conflict(scaling, parameters)
     for outer in (scaling, parameters):
@@ -49,16 +70,16 @@ def standardised(request: Request) -> Standardised:
             if outer is parameters and request.layer_type == "full_attention":
                 entry |= scaling
             others = [value for name, value in outer.items() if name != request.layer_type]
-            entries = [_complete(value, request) for value in others if isinstance(value, Mapping)]
-            mine = _complete(entry, request)
+            entries = [complete(value) for value in others if isinstance(value, Mapping)]
+            mine = complete(entry)
             return Standardised(mine, outer, (mine, *entries), notes)
         if request.layer_type in outer:
             raise Refused(f"{request.layer_type} has no rotary embedding")
     flat = scaling or parameters
     if local_layer(request):
         local = {"rope_type": "default", "rope_theta": request.rope.spec.rope_theta}
-        return Standardised(local, {}, (local, _complete(flat, request)) if flat else (local,), notes)
-    mine = _complete(flat, request)
+        return Standardised(local, {}, (local, complete(flat)) if flat else (local,), notes)
+    mine = complete(flat)
     return Standardised(mine, mine if request.layer_type is None else {}, (mine,), notes)
 
 
@@ -71,24 +92,41 @@ def _conflict(scaling: Keys, parameters: Keys) -> tuple[str, ...]:
     return () if same else ("rope_scaling replaces rope_parameters",)
 
 
-def _complete(given: Keys, request: Request) -> dict[str, Any]:
+def check_required(entry: Keys, kind: str) -> None:
+    """As transformers validates a config when it loads it, from version 4 on. Raises Refused."""
+    for name in REQUIRED.get(kind, ()):
+        if name not in entry:
+            raise Refused(f"KeyError: {kind} needs {name}")
+
+
+def _own_name(entry: Keys) -> str:
+    return rope_type(entry, "rope_type", "type")
+
+
+def _complete(given: Keys, *, request: Request, rename: Callable[[Keys], str], top_level: bool) -> dict[str, Any]:
     """A copy of an entry with type, base and original length filled in."""
     entry = dict(given)
     entry.setdefault("rope_theta", _theta(request))
-    entry.setdefault("rope_type", entry.get("type", "default"))
-    if request.model_type in _PHI3 and entry["rope_type"] in {"su", "yarn"}:
+    entry["rope_type"] = rename(entry)
+    if request.model_type in PHI3 and entry["rope_type"] in {"su", "yarn"}:
         entry["rope_type"] = "longrope"
-    if entry["rope_type"] == "mrope" and "mrope_section" in entry:
+    if request.model_type in _MROPE and entry["rope_type"] == "mrope":
         entry["rope_type"] = "default"
+    check_required(entry, entry["rope_type"])
     if entry["rope_type"] in NEEDS_ORIGINAL:
-        key = "original_max_position_embeddings"
-        if request.layer_type is None and key in request.config:
-            entry[key] = request.config[key]
-        elif request.layer_type is None and request.model_type in _PHI3:
-            entry[key] = _PHI3_ORIGINAL
-        else:
-            entry.setdefault(key, max_positions(request))
+        _fill_original(entry, request, top_level=top_level)
     return entry
+
+
+def _fill_original(entry: dict[str, Any], request: Request, *, top_level: bool) -> None:
+    key = "original_max_position_embeddings"
+    flat = request.layer_type is None
+    if flat and top_level and key in request.config:
+        entry[key] = request.config[key]
+    elif flat and request.model_type in PHI3:
+        entry[key] = _PHI3_ORIGINAL
+    else:
+        entry.setdefault(key, max_positions(request))
 
 
 def _theta(request: Request) -> float:

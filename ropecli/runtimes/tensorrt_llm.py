@@ -17,7 +17,7 @@ from ropecli.runtimes.formulas import (
     rotation_ramp,
     unscaled,
 )
-from ropecli.runtimes.keys import block, ignored, length, local_layer, max_positions, number, numbers, shown
+from ropecli.runtimes.keys import block, ignored, length, local_layer, max_positions, number, numbers, rope_type
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.spec import RopeSpec
 
@@ -29,9 +29,9 @@ def rule(request: Request) -> Reading:
     """`RopeParams.from_config` and the tables made from it, at the length that it derives."""
     scaling = _scaling(request.config)
     longest = max_positions(request)
-    kind = scaling.get("type") or scaling.get("rope_type")
+    kind = rope_type(scaling, "type" if scaling.get("type") else "rope_type")
     context = longest
-    if kind not in {None, "default", "su", "longrope", "llama3", "yarn"}:
+    if kind not in {"default", "su", "longrope", "llama3", "yarn"}:
         context = math.ceil(longest * number(scaling, "factor", 1.0))
     if local_layer(request):
         return Reading(plain(request.rope.spec), 1.0, context)
@@ -61,10 +61,10 @@ def _original(config: Keys, scaling: Keys) -> int:
     return 1024
 
 
-def _compute(kind: object, scaling: Keys, base: RopeSpec, longest: int, original: int) -> Computed:
+def _compute(kind: str, scaling: Keys, base: RopeSpec, longest: int, original: int) -> Computed:
     computed: Computed
     match kind:
-        case None | "default" | "mrope":
+        case "default" | "mrope":
             computed = plain(base), 1.0, ()
         case "linear":
             notes = (f"serves factor · {longest} tokens, but its table has {longest} rows",)
@@ -83,7 +83,7 @@ def _compute(kind: object, scaling: Keys, base: RopeSpec, longest: int, original
         case "longrope":
             computed = _longrope(scaling, base, longest, original)
         case other:
-            raise Refused(f"unknown scaling type {shown(other)}")
+            raise Refused(f"unknown scaling type {other!r}")
     return computed
 
 

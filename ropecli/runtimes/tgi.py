@@ -22,10 +22,12 @@ from ropecli.runtimes.keys import (
     max_positions,
     number,
     numbers,
+    optional,
     outer_theta,
     rope_type,
 )
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
+from ropecli.runtimes.standardised import check_required
 from ropecli.runtimes.transformers4 import rope_parameters_unread
 from ropecli.spec import RopeSpec
 
@@ -47,13 +49,16 @@ def rule(request: Request) -> Reading:
 
 def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     computed: Computed
-    match rope_type(scaling, "rope_type", "type"):
+    kind = rope_type(scaling, "rope_type", "type")
+    check_required(scaling, kind)
+    match kind:
         case "default" | "mrope":
             computed = plain(base), 1.0, ()
         case "linear":
             computed = plain(base), 1.0, ("linear accepted and not applied",)
         case "dynamic":
-            ntk(base, number(scaling, "factor"))
+            factor = optional(scaling, "factor")
+            ntk(base, 1.0 if factor is None else factor)
             computed = plain(base), 1.0, (f"the base grows beyond {longest} tokens and never shrinks again",)
         case "llama3":
             low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")

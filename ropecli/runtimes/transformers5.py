@@ -79,8 +79,6 @@ def _compute(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
 def _yarn(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
     parameters = keys.parameters
     original = length(parameters, _ORIGINAL)
-    if "factor" not in parameters:
-        raise Refused("KeyError: factor is missing")
     implied = max_positions(request) / original
     factor = optional(parameters, "factor")
     notes: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from ropecli.runtimes.formulas import (
     rotation_ramp,
     unscaled,
 )
-from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional
+from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional, rope_type
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.serving import (
     Serving,
@@ -46,7 +46,7 @@ Yarn: TypeAlias = Callable[[Keys, RopeSpec], Computed]
 
 def rule(request: Request, yarn: Yarn) -> Reading:
     """`get_rope` after `patch_rope_parameters`, at the original length, with no --max-model-len."""
-    keys = standardised(request)
+    keys = standardised(request, rename=_type)
     base = unscaled(request, number(keys.parameters, "rope_theta"))
     context = context_length(request, keys)
     inv_freq, attention_factor, notes = _compute(request, keys, base, yarn, context)
@@ -66,7 +66,7 @@ def context_length(request: Request, keys: Standardised) -> int:
     derived, factor = max_positions(request), 1.0
     if "gemma3" in request.model_type:
         return derived
-    types = [_type(entry) for entry in keys.entries]
+    types = [entry["rope_type"] for entry in keys.entries]
     for entry, kind in zip(keys.entries, types, strict=True):
         if kind in {"longrope", "llama3"}:
             continue
@@ -80,14 +80,12 @@ def context_length(request: Request, keys: Standardised) -> int:
 
 def _type(entry: Keys) -> str:
     """The type after `patch_legacy_rope_type`. Raises Refused."""
-    kind, legacy = entry["rope_type"], entry.get("type", entry["rope_type"])
-    if not isinstance(kind, str):
-        raise Refused(f"rope_type is {kind!r}, not a name")
+    kind, legacy = rope_type(entry, "rope_type", "type"), rope_type(entry, "type", "rope_type")
     if legacy != kind and (legacy, kind) not in {("su", "longrope"), ("mrope", "default")}:
         raise Refused(f"type is {legacy!r} and rope_type is {kind!r}")
-    if kind == "mrope":
+    if kind == "mrope" and "mrope_section" not in entry:
         raise Refused("mrope needs mrope_section")
-    return "longrope" if kind == "su" else kind
+    return {"su": "longrope", "mrope": "default"}.get(kind, kind)
 
 
 def _nesting(keys: Standardised) -> tuple[str, ...]:
@@ -98,7 +96,7 @@ def _nesting(keys: Standardised) -> tuple[str, ...]:
 
 
 def _compute(request: Request, keys: Standardised, base: RopeSpec, yarn: Yarn, context: int) -> Computed:
-    parameters, kind = keys.parameters, _type(keys.parameters)
+    parameters, kind = keys.parameters, keys.rope_type
     if request.rope.mla and kind != "default":
         kind = "deepseek_yarn"
     computed: Computed
@@ -145,6 +143,8 @@ def _linear(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
 
 
 def _mrope_yarn(parameters: Keys, base: RopeSpec, yarn: Yarn) -> Computed:
+    if "factor" in parameters and parameters["factor"] is None:
+        return plain(base), 1.0, ("a factor of null turns YaRN off",)
     longer = {**parameters, _ORIGINAL: 4 * length(parameters, _ORIGINAL)}
     inv_freq, attention_factor, notes = yarn(longer, base)
     return inv_freq, attention_factor, (*notes, "with mrope the ramp is computed for 4 times the length")
@@ -174,7 +174,9 @@ def _dynamic(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
 def _telechat3(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     if "mscale" in parameters or "mscale_all_dim" in parameters:
         raise Refused("TypeError: telechat3-yarn takes no mscale")
-    factor = longest / length(parameters, _ORIGINAL) if _ORIGINAL in parameters else number(parameters, "factor")
+    factor = number(parameters, "factor")
+    if _ORIGINAL in parameters:
+        factor = longest / length(parameters, _ORIGINAL)
     filled = {**parameters, "factor": factor, _ORIGINAL: parameters.get(_ORIGINAL, longest)}
     attention_factor = default_attention_factor(factor, 0.07) * number(parameters, "attn_factor", 1.0)
     return extrapolated(filled, base, yarn_ramp(filled, base, truncate=True)), attention_factor, ()
