@@ -338,6 +338,24 @@ def convert_command(
     layers: Annotated[
         str, typer.Option(help="full: layers that attend to everything; all: sliding-window layers as well.")
     ] = "full",
+    runtimes: Annotated[
+        str | None,
+        typer.Option("--for", metavar="RUNTIME,…", help="Write only what these runtimes need. Default: all of them."),
+    ] = None,
+    carrier: Annotated[
+        str,
+        typer.Option(
+            help="native: the scaling's own type; longrope: its frequencies as divisors, which more runtimes compute."
+        ),
+    ] = "native",
+    emit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUNTIME",
+            help="Write nothing; print the flags with which a runtime serves the unchanged MODEL so: transformers, "
+            "vllm, sglang, llama.cpp, mlx.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Show the diff of the config and touch nothing.")
     ] = False,
@@ -353,14 +371,20 @@ def convert_command(
     del debug
     from ropecli import conversion as plans  # noqa: PLC0415
     from ropecli import writer  # noqa: PLC0415
+    from ropecli.agreement import as_longrope, disagreements  # noqa: PLC0415
+    from ropecli.runtimes import RUNTIMES  # noqa: PLC0415
 
     if (calibration is None) == (rope_type is None):
         raise BadUsage("give one of --from and --rope-type", hint="for example --from calibration.json")
-    if output is None and not dry_run:
+    if output is None and not dry_run and emit is None:
         raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
     _one_of("--schema", schema, ("both", "v4", "v5"))
     _one_of("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none"))
     _one_of("--layers", layers, ("full", "all"))
+    _one_of("--carrier", carrier, ("native", "longrope"))
+    wanted_runtimes = options.names(runtimes)
+    for name in wanted_runtimes:
+        _one_of("--for", name, tuple(runtime.name for runtime in RUNTIMES))
     checkpoint = read_checkpoint(model)
     if calibration is not None:
         given = (factor, target_length, original_length, beta_slow, beta_fast, attention_factor, truncate, rope_theta)
@@ -380,20 +404,80 @@ def convert_command(
         intent = _by_hand(
             checkpoint, rope_type or "", factor, target_length, original_length, parameters, rope_theta, layers
         )
-    conversion = plans.plan(checkpoint, intent, schema=schema, tokenizer_text=writer.tokenizer_text(checkpoint))  # type: ignore[arg-type]
+    if emit is not None:
+        _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
+        return
+    if carrier == "longrope":
+        intent = {name: as_longrope(spec) for name, spec in intent.items()}
+    if output is not None and not force and (output.exists() or output.is_symlink()):
+        raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
+    if checkpoint.format == "gguf":
+        _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
+        return
+    conversion = plans.plan(
+        checkpoint,
+        intent,
+        schema=schema,  # type: ignore[arg-type]
+        tokenizer_text=writer.tokenizer_text(checkpoint),
+        runtimes=wanted_runtimes,
+    )
+    others = disagreements(conversion, wanted_runtimes)
     if dry_run:
         files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
         if as_json:
-            render.emit_json(render.conversion_to_json(conversion, None))
+            render.emit_json(render.conversion_to_json(conversion, None, others))
         else:
             render.show_plan(conversion, new_bytes, files)
+            render.show_disagreements(others, quiet=quiet)
         return
     if output is None:
         raise BadUsage("give the new folder", where="--output")
     receipt = writer.write(conversion, output, weights=weights, force=force)  # type: ignore[arg-type]
     if as_json:
-        render.emit_json(render.conversion_to_json(conversion, receipt))
+        render.emit_json(render.conversion_to_json(conversion, receipt, others))
     render.show_receipt(conversion, receipt, quiet=quiet or as_json)
+    render.show_disagreements(others, quiet=quiet or as_json)
+
+
+def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_json: bool, quiet: bool) -> None:
+    from ropecli.runtimes.emit import USAGE  # noqa: PLC0415
+    from ropecli.runtimes.emit import emit as line_for  # noqa: PLC0415
+    from ropecli.runtimes.serving import Serving  # noqa: PLC0415
+
+    if checkpoint.format not in ("hf", "mlx", "gguf"):
+        raise BadUsage(f"a {checkpoint.format} checkpoint has no such flags", where=checkpoint.source)
+    line = line_for(name, Serving(checkpoint.config, checkpoint.ropes, intent))
+    if as_json:
+        render.emit_json({"schema_version": 1, "source": checkpoint.source, "runtime": name, "flags": line})
+    else:
+        render.emit(line + "\n")
+        render.say(f"goes into: {USAGE[name]}", quiet=quiet)
+
+
+def _convert_gguf(
+    checkpoint: Checkpoint,
+    intent: dict[str, RopeSpec],
+    output: Path | None,
+    *,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from ropecli.gguf_writer import plan_gguf, size_of, write_gguf  # noqa: PLC0415
+
+    conversion = plan_gguf(checkpoint, intent)
+    if dry_run or output is None:
+        size = size_of(conversion)
+        if as_json:
+            render.emit_json(render.gguf_to_json(conversion, None, size))
+        else:
+            render.show_gguf_plan(conversion, size)
+        return
+    receipt = write_gguf(conversion, output, force=force)
+    if as_json:
+        render.emit_json(render.gguf_to_json(conversion, receipt, receipt.new_bytes))
+    render.show_gguf_receipt(conversion, receipt, quiet=quiet or as_json)
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
@@ -508,10 +592,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
+    stdout = sys.stdout
     try:
         result = app(arguments, prog_name="ropecli", standalone_mode=False)
     except render.ReaderGone:
         return render.PIPE_CLOSED
+    except SystemExit as stop:
+        # typer wraps standard output when its reader is gone, and stops with 1
+        return render.PIPE_CLOSED if sys.stdout is not stdout else int(stop.code or 0)
     except typer.TyperException as error:
         failure: RopeError = BadUsage(error.format_message(), hint=f"ropecli {_verb(arguments)}--help")
     except RopeError as error:

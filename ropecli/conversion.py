@@ -1,7 +1,7 @@
 """The plan of a conversion, as a value: what the config will say, which files go along. Touches no disk."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import unified_diff
 from io import StringIO
@@ -196,10 +196,12 @@ def plan(
     *,
     schema: Schema = "both",
     tokenizer_text: str | None = None,
+    runtimes: Collection[str] = (),
 ) -> Conversion:
     """What to write so that the layers named in `intent` rotate as it says, and all others as before.
 
     tokenizer_text  tokenizer_config.json, whose `model_max_length` follows where it was the old limit
+    runtimes        write only the keys that these need; empty for all
     Raises BadUsage and BadCheckpoint for what cannot be written.
     """
     if checkpoint.format not in ("hf", "mlx"):
@@ -211,6 +213,8 @@ def plan(
     else:
         (spec,) = intent.values()
         changes = portable.flat_changes(inner, spec, schema)
+    if runtimes:
+        changes = portable.only_for(changes, runtimes)
     texts = {"config.json": with_members(checkpoint.config_text, path, changes)}
     after, _ = hf.text_config(json.loads(texts["config.json"]))
     prefix = ".".join(path) + "." if path else ""
@@ -230,4 +234,24 @@ def plan(
     whole = {rope.name: intent.get(rope.name, rope.spec) for rope in checkpoint.ropes}
     if any(isinstance(spec.scaling, Dynamic) for spec in intent.values()):
         notes.append("dynamic means something else in nearly every runtime; --rope-type ntk freezes it into the base")
-    return Conversion(checkpoint, whole, texts, tuple(edits), tuple(notes))
+    for spec in intent.values():
+        notes += _what_to_expect(spec, changes, runtimes)
+    return Conversion(checkpoint, whole, texts, tuple(edits), tuple(dict.fromkeys(notes)))
+
+
+def _what_to_expect(spec: RopeSpec, changes: Mapping[str, Any], runtimes: Collection[str]) -> list[str]:
+    """Warnings that loading will print, and flags that a runtime still needs."""
+    notes = []
+    asked = set(runtimes) or {"transformers", "vllm", "sglang"}
+    if "attn_factor" in json.dumps(changes) and asked & {"transformers", "transformers-4"}:
+        notes.append(
+            "transformers warns of the unrecognized key attn_factor on load, which SGLang and older vLLM need; "
+            "--for transformers leaves it out"
+        )
+    if isinstance(spec.scaling, Longrope) and asked & {"vllm", "vllm-2026-08"}:
+        notes.append(
+            f"vLLM takes the stated original length for its limit: serve with --max-model-len {spec.max_length}"
+        )
+    if isinstance(spec.scaling, Linear) and asked & {"vllm", "vllm-2026-08"}:
+        notes.append(f"vLLM multiplies the length by the factor again: serve with --max-model-len {spec.max_length}")
+    return notes

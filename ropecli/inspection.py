@@ -1,5 +1,6 @@
 """What there is to say about a checkpoint's rotary embedding, as one value and as the JSON of the contract."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +63,12 @@ def inspect(
     if preview:
         ropes = tuple(replace(rope, spec=preview.get(rope.name, rope.spec)) for rope in ropes)
     return Inspection(checkpoint, ropes, runtime_rows(checkpoint), find(checkpoint, tokenizer_config), problems)
+
+
+def with_text(checkpoint: Checkpoint, config_text: str) -> Checkpoint:
+    """The checkpoint as if its config.json had this text. Raises what reading it raises."""
+    config = json.loads(config_text)
+    return replace(checkpoint, config=config, config_text=config_text, ropes=hf.read(config))
 
 
 def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:

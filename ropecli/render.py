@@ -21,7 +21,7 @@ from rich.text import Text
 from ropecli.errors import RopeError
 from ropecli.findings import Finding
 from ropecli.frequencies import base_frequencies, frequencies
-from ropecli.inspection import Change, Inspection, finding_to_json
+from ropecli.inspection import Change, Inspection, RuntimeRow, finding_to_json
 from ropecli.spec import LayerRope
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from calibrate.evaluation import Row
     from calibrate.statistics import Difference
     from calibrate.trials import Trial
-    from ropecli.conversion import Conversion
+    from ropecli.agreement import Disagreement
+    from ropecli.conversion import Conversion, Edit
+    from ropecli.gguf_writer import GgufConversion
     from ropecli.writer import Receipt
 
 PIPE_CLOSED = 141
@@ -254,17 +256,20 @@ def _runtime_lines(inspection: Inspection) -> Iterator[tuple[str, str]]:
     for name, row in inspection.runtimes.items():
         if row.agrees:
             continue
-        if row.max_rel_diff is None or row.attention_factor is None:
-            text = "stops"
-        else:
-            text = f"frequencies off by {100 * row.max_rel_diff:.3g} %, attention factor {row.attention_factor:.5g}"
-        yield f"not: {name}", "; ".join([text, *row.notes])
+        yield f"not: {name}", "; ".join([_off_by(row), *row.notes])
 
 
 def show_plan(conversion: "Conversion", new_bytes: int, files: int) -> None:
     """What a conversion would do, on standard output."""
-    emit(conversion.diff)
-    emit(f"{files} files go along, {new_bytes:,} bytes would be written; nothing was touched\n")
+    emit("".join(printable(line) + "\n" for line in conversion.diff.split("\n")[:-1]))
+    emit(f"{files} files go along, at most {new_bytes:,} bytes would be written; nothing was touched\n")
+
+
+def show_gguf_plan(conversion: "GgufConversion", size: int) -> None:
+    """What a conversion of a GGUF would do, on standard output."""
+    for edit in conversion.edits:
+        emit(f"{printable(edit.key)}: {_short(edit.old)} -> {_short(edit.new)}\n")
+    emit(f"one file of {size:,} bytes would be written; nothing was touched\n")
 
 
 def show_receipt(conversion: "Conversion", receipt: "Receipt", *, quiet: bool) -> None:
@@ -274,11 +279,33 @@ def show_receipt(conversion: "Conversion", receipt: "Receipt", *, quiet: bool) -
     for how in receipt.files.values():
         counts[how] = counts.get(how, 0) + 1
     say("files: " + ", ".join(f"{count} {how}" for how, count in sorted(counts.items())), quiet=quiet)
-    for edit in conversion.edits:
+    _show_edits(conversion.edits, conversion.notes, quiet=quiet)
+
+
+def show_gguf_receipt(conversion: "GgufConversion", receipt: "Receipt", *, quiet: bool) -> None:
+    """What was done to a GGUF, on standard error."""
+    say(f"wrote {receipt.path}: {receipt.new_bytes:,} bytes", quiet=quiet)
+    _show_edits(conversion.edits, conversion.notes, quiet=quiet)
+
+
+def _show_edits(edits: Sequence["Edit"], notes: Sequence[str], *, quiet: bool) -> None:
+    for edit in edits:
         say(f"  {edit.key}: {_short(edit.old)} -> {_short(edit.new)}", quiet=quiet)
-    for note in conversion.notes:
+    for note in notes:
         say(f"note: {note}", quiet=quiet)
-    say("read back: the written config gives the frequencies and the attention factor that were asked for", quiet=quiet)
+    say("read back: it gives the frequencies and the attention factor that were asked for", quiet=quiet)
+
+
+def show_disagreements(others: Sequence["Disagreement"], *, quiet: bool) -> None:
+    """The runtimes that will compute something else, and what helps, on standard error."""
+    for other in others:
+        say(f"not in {other.runtime}: {_off_by(other.row)}; {other.help}", quiet=quiet)
+
+
+def _off_by(row: RuntimeRow) -> str:
+    if row.max_rel_diff is None or row.attention_factor is None:
+        return "it stops"
+    return f"frequencies off by {100 * row.max_rel_diff:.3g} %, attention factor {row.attention_factor:.5g}"
 
 
 def _short(value: object) -> str:
@@ -286,8 +313,30 @@ def _short(value: object) -> str:
     return text if len(text) <= 100 else text[:97] + "…"
 
 
-def conversion_to_json(conversion: "Conversion", receipt: "Receipt | None") -> dict[str, Any]:
+def conversion_to_json(
+    conversion: "Conversion", receipt: "Receipt | None", others: Sequence["Disagreement"]
+) -> dict[str, Any]:
     """The document of `ropecli convert --json`."""
+    return _conversion_document(conversion, receipt) | {
+        "diff": conversion.diff,
+        "disagreeing": [
+            {
+                "runtime": other.runtime,
+                "attention_factor": other.row.attention_factor,
+                "max_rel_diff": other.row.max_rel_diff,
+                "help": other.help,
+            }
+            for other in others
+        ],
+    }
+
+
+def gguf_to_json(conversion: "GgufConversion", receipt: "Receipt | None", size: int) -> dict[str, Any]:
+    """The document of `ropecli convert --json` for a GGUF."""
+    return _conversion_document(conversion, receipt) | {"size": size}
+
+
+def _conversion_document(conversion: "Conversion | GgufConversion", receipt: "Receipt | None") -> dict[str, Any]:
     return {
         "schema_version": 1,
         "source": conversion.checkpoint.source,
@@ -295,7 +344,6 @@ def conversion_to_json(conversion: "Conversion", receipt: "Receipt | None") -> d
         "edits": [{"key": edit.key, "old": edit.old, "new": edit.new} for edit in conversion.edits],
         "files": {} if receipt is None else dict(receipt.files),
         "bytes_written": 0 if receipt is None else receipt.new_bytes,
-        "diff": conversion.diff,
         "notes": list(conversion.notes),
         "verified": receipt is not None,
     }

@@ -6,7 +6,7 @@ not look at, and a `rope_scaling` beside it replaces it whole. The measured beha
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, assert_never
 
 from ropecli.dialects.hf_keys import NAMES
@@ -38,6 +38,14 @@ OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith("_base"))
 
 LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 """Keys that hold one value for each layer in models whose layers all differ."""
+
+TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
+    "attention_factor": frozenset({"transformers", "transformers-4", "vllm", "exllamav3"}),
+    "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
+    "mscale": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
+    "mscale_all_dim": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
+}
+"""Each spelling of YaRN's temperature, and the runtimes whose result depends on it."""
 
 SMALL = 1e-6
 """The lesser half of an mscale pair: so small that its own magnitude is 1, and not 0, which readers take for absent."""
@@ -119,18 +127,37 @@ def scaling_dict(spec: RopeSpec) -> dict[str, Any] | None:
         case Llama3():
             return _llama3(spec, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor)
         case Longrope():
-            return {
-                "rope_type": "longrope",
-                "factor": float(scaling.factor),
-                ORIGINAL: spec.original_length,
-                "short_factor": list(scaling.short_factor),
-                "long_factor": list(scaling.long_factor),
-                "attention_factor": scaling.attention_factor,
-            }
+            return _longrope(spec, scaling)
         case Proportional():
             raise BadUsage("proportional rotation is part of an architecture, not an extension")
         case _:
             assert_never(scaling)
+
+
+def stated_original(spec: RopeSpec) -> int:
+    """`original_max_position_embeddings` as the config must state it.
+
+    With one list of divisors for every length nothing switches at the original length. All that is left of it is the
+    attention factor that runtimes compute from it, sqrt(1 + ln(M/L) / ln L) (LongRoPE as `su`), so the L is stated that
+    gives the wanted one: L = M^(1/A²), to the nearest whole number.
+    """
+    scaling = spec.scaling
+    if not isinstance(scaling, Longrope) or spec.length_dependent or scaling.attention_factor < 1:
+        return spec.original_length
+    return max(2, round(float(spec.max_length ** (1 / scaling.attention_factor**2))))
+
+
+def _longrope(spec: RopeSpec, scaling: Longrope) -> dict[str, Any]:
+    # `factor` would have a second say in the attention factor; without it everyone takes M/L
+    switching = {"factor": float(scaling.factor)} if spec.length_dependent else {}
+    return {
+        "rope_type": "longrope",
+        **switching,
+        ORIGINAL: stated_original(spec),
+        "short_factor": list(scaling.short_factor),
+        "long_factor": list(scaling.long_factor),
+        "attention_factor": scaling.attention_factor,
+    }
 
 
 def _llama3(spec: RopeSpec, factor: float, low: float, high: float) -> dict[str, Any]:
@@ -185,9 +212,9 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
         changes["rope_parameters"] = v5
     elif "rope_parameters" in text:
         changes["rope_parameters"] = ABSENT
-    if ORIGINAL in text:
-        # transformers lets the top-level value win over the one in the dict
-        changes[ORIGINAL] = spec.original_length
+    if ORIGINAL in text or isinstance(spec.scaling, Longrope):
+        # transformers lets the top-level value win over the one in the dict; ExLlamaV2 and TGI read no other
+        changes[ORIGINAL] = stated_original(spec)
     return _without_respelling(text, changes)
 
 
@@ -257,6 +284,18 @@ def _older_keys(text: Mapping[str, Any], ropes: Sequence[LayerRope], intent: Map
             key = rope.sources.get("rope_theta", "").rpartition(".")[2]
             changes[key if key in text else "rope_theta"] = written_theta(intent[rope.name])
     return changes
+
+
+def only_for(changes: Mapping[str, Any], runtimes: Collection[str]) -> dict[str, Any]:
+    """The changes without the spellings of YaRN's temperature that none of these runtimes reads."""
+    useless = {key for key, readers in TEMPERATURE_READERS.items() if not readers & set(runtimes)}
+
+    def kept(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: kept(inner) for key, inner in value.items() if key not in useless}
+
+    return {key: kept(value) for key, value in changes.items()}
 
 
 def _kept(text: Mapping[str, Any], *blocks: object) -> dict[str, Any]:
