@@ -9,14 +9,14 @@ import numpy as np
 
 from calibrate.calibration import read_calibration
 from calibrate.corpus import Document, Text, read_texts, tokenize
-from calibrate.model import LoadedModel, Settings, load, rotating_with
+from calibrate.model import LoadedModel, Settings, as_loaded, load, rotating_with
 from calibrate.objective import method
 from calibrate.run import extensible
 from calibrate.score import Bands, Counts, Floats, nats_by_band, tokens_by_band
 from calibrate.statistics import Difference, paired_difference, standard_error
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCalibration, BadCheckpoint, BadUsage
-from ropecli.frequencies import Frequencies, frequencies
+from ropecli.frequencies import Frequencies
 from ropecli.spec import Dynamic, RopeSpec
 
 AS_IS = "config"
@@ -144,7 +144,7 @@ class _Subject:
         edges = {1, longest, *(n for n in (*self.lengths, self.original_length) if 1 < n < longest)}
         bands = Bands(tuple(sorted(edges)))
         tables: Mapping[str, Frequencies] = (
-            {} if method.spec is None else {method.layer: frequencies(method.spec, longest)}
+            {} if method.spec is None else {method.layer: as_loaded(method.spec, longest)}
         )
         with rotating_with(self.loaded.model, tables):
             nats = nats_by_band(self.loaded, self.documents, bands)

@@ -7,7 +7,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from calibrate import search
 from calibrate.calibration import Calibration, Validation
 from calibrate.corpus import Corpus, Document, Source, read_texts, split, tokenize
 from calibrate.journal import Journal, file_fingerprint
-from calibrate.model import LoadedModel, Settings, load, rotating_with
+from calibrate.model import LoadedModel, Settings, as_loaded, load, rotating_with
 from calibrate.objective import Objective, Point, Space, method
 from calibrate.score import Bands, Floats, nats_by_band, token_nll, tokens_by_band
 from calibrate.statistics import Difference, paired_difference
@@ -81,11 +81,15 @@ class Observer:
 def extensible(checkpoint: Checkpoint, original_length: int | None) -> tuple[LayerRope, RopeSpec]:
     """The layers whose embedding is extended, and that embedding without scaling.
 
-    Layers that attend within a sliding window keep theirs. Raises BadCheckpoint where there is nothing to extend, or
-    where the checkpoint was trained with a scaling of its own that would be lost.
+    Layers that attend within a sliding window keep theirs. Raises Inconclusive where there is nothing to extend, and
+    BadCheckpoint where the checkpoint was trained with a scaling of its own that would be lost.
     """
     if not checkpoint.ropes:
-        raise BadCheckpoint("the model has no rotary embedding", where=checkpoint.source)
+        raise Inconclusive(
+            "the model has no rotary embedding",
+            where=checkpoint.source,
+            hint="its context cannot be extended by RoPE scaling",
+        )
     full = [rope for rope in checkpoint.ropes if rope.sliding_window is None] or list(checkpoint.ropes)
     rope = max(full, key=lambda candidate: candidate.layers)
     if rope.spec.rope_type not in REPLACEABLE:
@@ -198,7 +202,7 @@ def validate(
     stage: Callable[[str], None],
 ) -> tuple[tuple[Validation, ...], Mapping[str, Difference]]:
     """Score the held-out documents once for every baseline and the result: within L, beyond it, and over all."""
-    named = {name: frequencies(method(name, space.spec, space.factor)) for name in (*BASELINES, "yarn")}
+    named = {name: as_loaded(method(name, space.spec, space.factor)) for name in (*BASELINES, "yarn")}
     nats: dict[Frequencies, Floats] = {}
     for name, wanted in [*named.items(), ("the result", table)]:
         if wanted not in nats:
@@ -362,19 +366,18 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     prove_alive(loaded, rope.name, space, found[0])
 
     nats_of = scorer(loaded, rope.name, bands)
-    journal = None
-    if request.journal is not None:
-        journal = Journal(request.journal, _identity(request, checkpoint, sources, loaded), resume=request.resume)
-        nats_of = journal.remembering(nats_of)
-    trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial)
-    with interruptible(trials) as signals:
+    with ExitStack() as stack:
+        if request.journal is not None:
+            journal = Journal(request.journal, _identity(request, checkpoint, sources, loaded), resume=request.resume)
+            stack.callback(journal.close)
+            nats_of = journal.remembering(nats_of)
+        trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial)
+        signals = stack.enter_context(interruptible(trials))
         point, complete = find(request, trials, space, len(found))
         scaling = space.scaling(point)
         spec = replace(plain, scaling=scaling, max_length=length)
-        table = frequencies(spec)
+        table = as_loaded(spec)
         rows, differences = validate(nats_of, held, space, table, bands, observer.say)
-    if journal is not None:
-        journal.close()
     decision, reason = verdict(differences, objective, len(found), point, space.default)
     if decision == "default":
         spec = method("yarn", plain, factor)

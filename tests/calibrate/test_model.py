@@ -12,7 +12,7 @@ import transformers
 from families import FAMILIES, LENGTH, NESTED, PLAIN, build, config, logits, random_ids, rotary_tables
 from safetensors.torch import load_file, save_file
 
-from calibrate.model import Settings, load, pick_device, rotating_with
+from calibrate.model import Settings, as_loaded, load, pick_device, rotating_with
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Dynamic, Linear, Llama3, Longrope, Plain, RopeSpec, Scaling, Yarn
@@ -459,6 +459,21 @@ def test_bad_settings_are_found_before_anything_is_loaded(settings: dict[str, st
         load("/there/is/no/such/folder", Settings(**settings))
     assert isinstance(caught.value, BadUsage)
     assert caught.value.where == where
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox", "gemma2"])
+def test_a_table_as_loaded_is_that_of_the_config_to_the_last_bit(family: str, scaling: str) -> None:
+    """What `convert` writes, transformers rounds in its own way: logits inside the fence are those after loading."""
+    kind, parameters = SCALINGS[scaling]
+    plain, scaled, ids = build(config(family)), build(config(family, in_config(parameters))), random_ids(1, 48)
+    spec = spec_of(plain, "default", kind)
+    ours = as_loaded(spec, 48)
+    assert ours.inv_freq == pytest.approx(frequencies(spec, 48).inv_freq, rel=1e-6)
+    if scaling != "llama3":
+        assert list(ours.inv_freq) == own_table(scaled, "default")[0].tolist()
+        with rotating_with(plain, {"default": ours}):
+            assert torch.equal(logits(plain, ids), logits(scaled, ids))
 
 
 def test_the_rounding_of_a_table_is_that_of_float32() -> None:

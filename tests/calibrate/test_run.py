@@ -1,0 +1,512 @@
+"""`ropecli calibrate` end to end on the tiny trained checkpoint: the file, the budget, the errors, the whole road."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from calibrate import run
+from calibrate.calibration import read_calibration
+from calibrate.corpus import Document, read_texts, split, tokenize
+from calibrate.model import LoadedModel
+from calibrate.objective import Space
+from ropecli.checkpoint import read_checkpoint
+from ropecli.cli import main
+from ropecli.errors import Inconclusive
+from ropecli.frequencies import frequencies
+from ropecli.spec import RopeSpec
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = EXAMPLES / "tiny"
+TEXTS = sorted((EXAMPLES / "text" / "calibration").glob("*.txt"))
+
+ROPECLI = [sys.executable, "-m", "ropecli"]
+ROAD = ["--factor", "4", "--windows", "1", "--max-evals", "9", "--device", "cpu"]
+ROAD_DOCUMENTS = 10
+SMALL = ["--factor", "1.5", "--windows", "1", "--device", "cpu"]
+
+
+def data(count: int) -> list[str]:
+    return [word for path in TEXTS[:count] for word in ("--data", str(path))]
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line sets these for the libraries; here they are put back."""
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TQDM_DISABLE", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+
+
+def status(*arguments: str) -> int:
+    """The exit status of the command line, run in this process."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return int(caught.value.code or 0)
+
+
+def calibrated(out: Path, *arguments: str) -> dict[str, Any]:
+    assert status("calibrate", str(TINY), "-o", str(out), *arguments) == 0
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    return json.loads(out.read_text("utf-8"))
+
+
+# ------------------------------------------------------------------------------------------------ the whole road
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """`calibrate | convert --from -` in a real shell: what went through the pipe, and the checkpoint."""
+    folder = tmp_path_factory.mktemp("road")
+    words = {"R": " ".join(ROPECLI), "M": str(TINY), "D": " ".join(data(ROAD_DOCUMENTS)), "O": " ".join(ROAD)}
+    line = "$R calibrate $M $D $O | tee piped.json | $R convert $M -o OUT --from -"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=folder,
+        env=os.environ | words,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["OUT", "piped.json"]
+    return json.loads((folder / "piped.json").read_text("utf-8")), folder / "OUT"
+
+
+def held_out(loaded: LoadedModel, length: int) -> tuple[Document, ...]:
+    texts, _ = read_texts([str(path) for path in TEXTS[:ROAD_DOCUMENTS]])
+    corpus = tokenize(texts, loaded.encode, length, bos=loaded.bos, windows=1)
+    return split(corpus.documents, 0.5, 0)[1]
+
+
+def plain_losses(folder: Path, windows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """Losses [windows, length − 1] of a model loaded by transformers alone, from the logits of whole windows."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    rows = []
+    for window in windows:
+        ids = torch.tensor([window])
+        with torch.no_grad():
+            log_p = model(ids).logits[0, :-1].double().log_softmax(-1)
+        rows.append(-log_p.gather(-1, ids[0, 1:, None])[:, 0])
+    return torch.stack(rows)
+
+
+def test_the_converted_checkpoint_gives_the_calibrated_loss(road: tuple[dict[str, Any], Path]) -> None:
+    """Loaded by plain `AutoModelForCausalLM.from_pretrained`, the new checkpoint has the loss that was reported."""
+    content, folder = road
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    loaded = LoadedModel(
+        None, lambda t: tokenizer(t, add_special_tokens=False, verbose=False).input_ids, None, torch.device("cpu")
+    )
+    documents = held_out(loaded, 1024)
+    losses = plain_losses(folder, [window for document in documents for window in document.windows])
+    parts = {"within": losses[:, :255], "beyond": losses[:, 255:], "all": losses}
+    key = "nll" if content["decision"] == "calibrated" else "default_nll"
+    for row in content["validation"]:
+        assert row["documents"] == len(documents)
+        assert row["tokens"] == parts[row["positions"]].numel()
+        assert row[key] == pytest.approx(float(parts[row["positions"]].mean()), abs=1e-4)
+
+
+def test_the_converted_checkpoint_says_what_was_calibrated(road: tuple[dict[str, Any], Path]) -> None:
+    """Read back, the new config has the frequencies, the attention factor and the lengths of the calibration file."""
+    content, folder = road
+    spec = read_checkpoint(str(folder)).ropes[0].spec
+    assert (spec.original_length, spec.max_length, spec.rope_theta) == (256, 1024, 10000.0)
+    assert frequencies(spec).inv_freq == pytest.approx(content["inv_freq"], rel=1e-12)
+    assert frequencies(spec).attention_factor == content["rope"]["attention_factor"]
+
+
+NUMBER, WHOLE = (int, float), int
+ROW: dict[str, Any] = {
+    "factor": NUMBER,
+    "length": WHOLE,
+    "positions": str,
+    "documents": WHOLE,
+    "tokens": WHOLE,
+    "default_nll": NUMBER,
+    "nll": NUMBER,
+    "delta": NUMBER,
+    "ci95": [NUMBER],
+    "default_ppl": NUMBER,
+    "ppl": NUMBER,
+    "baselines": {"none": NUMBER, "linear": NUMBER, "ntk": NUMBER, "ntk-by-parts": NUMBER},
+}
+CONTRACT: dict[str, Any] = {
+    "schema_version": WHOLE,
+    "kind": str,
+    "checkpoint": {"source": str, "model_type": str, "config_sha256": str},
+    "rope": {
+        "rope_type": str,
+        "rope_theta": NUMBER,
+        "factor": NUMBER,
+        "original_max_position_embeddings": WHOLE,
+        "beta_slow": NUMBER,
+        "beta_fast": NUMBER,
+        "attention_factor": NUMBER,
+    },
+    "temperature": {"a": NUMBER, "b": NUMBER},
+    "factors": [NUMBER],
+    "inv_freq": [NUMBER],
+    "decision": str,
+    "calibration": {"documents": WHOLE, "tokens": WHOLE, "default_nll": NUMBER, "nll": NUMBER},
+    "validation": [ROW],
+    "cost": {
+        "evaluations": WHOLE,
+        "gradients": WHOLE,
+        "forward_equivalents": NUMBER,
+        "tokens": WHOLE,
+        "seconds": NUMBER,
+        "peak_memory_bytes": WHOLE,
+    },
+    "search": {
+        "optimizer": str,
+        "trace": [
+            {
+                "parameters": {"low": NUMBER, "high": NUMBER, "attention_factor": NUMBER},
+                "nll": NUMBER,
+                "documents": WHOLE,
+                "tokens": WHOLE,
+                "seconds": NUMBER,
+            }
+        ],
+    },
+    "data": [{"path": str, "sha256": str, "documents": WHOLE}],
+    "seed": WHOLE,
+    "versions": {"python": str, "ropecli": str, "torch": str, "transformers": str},
+}
+
+
+def against(found: Any, shape: Any, place: str = "") -> Iterator[str]:
+    """Every place where JSON lacks a promised member or holds another type."""
+    if isinstance(shape, dict):
+        for key, inner in shape.items():
+            if not isinstance(found, dict) or key not in found:
+                yield f"{place}.{key} is missing"
+            else:
+                yield from against(found[key], inner, f"{place}.{key}")
+    elif isinstance(shape, list):
+        if not isinstance(found, list) or not found:
+            yield f"{place} is no list, or empty"
+        else:
+            for index, value in enumerate(found):
+                yield from against(value, shape[0], f"{place}[{index}]")
+    elif isinstance(found, bool) or not isinstance(found, shape):
+        yield f"{place} is {found!r}"
+
+
+def test_the_check_of_the_contract_can_fail() -> None:
+    """A missing member, a wrong type and an empty list are each told."""
+    assert list(against({"a": [{"b": True}], "d": []}, {"a": [{"b": WHOLE}], "c": str, "d": [str]})) == [
+        ".a[0].b is True",
+        ".c is missing",
+        ".d is no list, or empty",
+    ]
+
+
+def test_the_file_is_what_the_contract_promises(road: tuple[dict[str, Any], Path]) -> None:
+    """Every member with its type, and values that agree with one another."""
+    content, _ = road
+    assert list(against(content, CONTRACT)) == []
+    assert (content["kind"], content["schema_version"], content["seed"]) == ("ropecli.calibration", 1, 0)
+    checkpoint = read_checkpoint(str(TINY))
+    assert content["checkpoint"] == {
+        "source": str(TINY),
+        "model_type": "llama",
+        "config_sha256": checkpoint.config_sha256,
+    }
+    rope = content["rope"]
+    assert (rope["rope_type"], rope["factor"], content["factors"]) == ("yarn", 4.0, [4.0])
+    assert content["decision"] in ("calibrated", "default")
+    a, b = content["temperature"]["a"], content["temperature"]["b"]
+    assert a * math.log(4) + b == pytest.approx(rope["attention_factor"])
+    spec = read_calibration(json.dumps(content), "piped").onto(checkpoint.ropes[0].spec)
+    assert list(frequencies(spec).inv_freq) == content["inv_freq"]
+    assert [source["path"] for source in content["data"]] == [str(path) for path in TEXTS[:ROAD_DOCUMENTS]]
+
+
+def test_the_numbers_of_the_file_agree(road: tuple[dict[str, Any], Path]) -> None:
+    """Perplexities, differences, tokens and costs follow from one another."""
+    content, _ = road
+    rows = {row["positions"]: row for row in content["validation"]}
+    assert list(rows) == ["within", "beyond", "all"]
+    for row in rows.values():
+        assert row["delta"] == pytest.approx(row["nll"] - row["default_nll"])
+        assert row["ppl"] == pytest.approx(math.exp(row["nll"]))
+        assert row["default_ppl"] == pytest.approx(math.exp(row["default_nll"]))
+        assert row["ci95"][0] <= row["delta"] <= row["ci95"][1]
+        assert (row["factor"], row["length"], row["documents"]) == (4.0, 1024, 5)
+    assert (rows["within"]["tokens"], rows["beyond"]["tokens"], rows["all"]["tokens"]) == (5 * 255, 5 * 768, 5 * 1023)
+    total = sum(rows[part]["nll"] * rows[part]["tokens"] for part in ("within", "beyond"))
+    assert rows["all"]["nll"] == pytest.approx(total / rows["all"]["tokens"])
+    cost, trace = content["cost"], content["search"]["trace"]
+    assert cost["evaluations"] == sum(trial["tokens"] > 0 for trial in trace) == 9
+    assert cost["tokens"] == sum(trial["tokens"] for trial in trace)
+    assert cost["forward_equivalents"] == pytest.approx(cost["tokens"] / (5 * 1023), abs=1e-3)
+    assert cost["gradients"] == 0
+    seen = [trial for trial in trace if trial["documents"] == content["calibration"]["documents"]]
+    assert content["calibration"]["nll"] == min(trial["nll"] for trial in seen)
+    assert content["calibration"]["nll"] <= content["calibration"]["default_nll"] == seen[0]["nll"]
+
+
+def _timeless(content: dict[str, Any]) -> dict[str, Any]:
+    """The file without what may differ between two runs: seconds, memory, versions."""
+    kept = {key: value for key, value in content.items() if key != "versions"}
+    kept["cost"] = {k: v for k, v in content["cost"].items() if k not in ("seconds", "peak_memory_bytes")}
+    trace = [{k: v for k, v in trial.items() if k != "seconds"} for trial in content["search"]["trace"]]
+    return kept | {"search": content["search"] | {"trace": trace}}
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
+    """Two runs say the same to the last digit; another seed deals the documents in another way."""
+    arguments = [*data(4), *SMALL, "--max-evals", "3"]
+    runs = []
+    for seed in ("0", "0", "3"):
+        folder = tmp_path / str(len(runs))
+        folder.mkdir()
+        runs.append(json.dumps(_timeless(calibrated(folder / "out.json", *arguments, "--seed", seed))))
+    assert runs[0] == runs[1]
+    assert json.loads(runs[0])["calibration"] != json.loads(runs[2])["calibration"]
+
+
+# ------------------------------------------------------------------------------------------------ searches
+
+
+def test_the_search_never_sees_a_held_out_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents scored before the held-out check and those scored in it have none in common; few prove nothing."""
+    scored: list[tuple[str, ...]] = []
+    true = run.nats_by_band
+
+    def watched(loaded: Any, documents: Sequence[Document], bands: Any) -> Any:
+        scored.append(tuple(document.name for document in documents))
+        return true(loaded, documents, bands)
+
+    monkeypatch.setattr(run, "nats_by_band", watched)
+    content = calibrated(tmp_path / "out.json", *data(4), *SMALL, "--max-evals", "6")
+    held = set(scored[-1])
+    searched = {name for names in scored if set(names) != held for name in names}
+    assert len(held) == 2
+    assert searched
+    assert not searched & held
+    assert content["decision"] == "default"
+    assert "2 calibration documents are too few to claim anything" in content["reason"]
+    assert content["rope"]["beta_fast"] == 32.0
+    assert content["rope"]["beta_slow"] == 1.0
+    assert content["rope"]["attention_factor"] == pytest.approx(0.1 * math.log(1.5) + 1)
+
+
+def test_a_time_limit_that_is_over_at_once_still_gives_a_file(tmp_path: Path) -> None:
+    """When loading takes the whole time limit, the default is scored, checked and written, and the note says so."""
+    content = calibrated(tmp_path / "out.json", *data(3), *SMALL, "--time-limit", "0")
+    assert content["cost"]["evaluations"] == 1
+    assert content["decision"] == "default"
+    assert any("stopped before it ended" in note for note in content["notes"])
+    assert list(against(content, CONTRACT)) == []
+
+
+def test_the_temperature_alone(tmp_path: Path) -> None:
+    """`--tune temperature` moves m and leaves the corners where default YaRN has them."""
+    content = calibrated(tmp_path / "out.json", *data(3), *SMALL, "--tune", "temperature", "--max-evals", "4")
+    points = [trial["parameters"] for trial in content["search"]["trace"]]
+    assert {(point["low"], point["high"]) for point in points} == {(0.0, 7.0)}
+    assert len({point["attention_factor"] for point in points}) == 4
+    assert content["cost"]["evaluations"] == 4
+
+
+def test_one_held_out_document_has_no_interval(tmp_path: Path) -> None:
+    """Two documents: one to search on, one held out; the interval is null and the default stands."""
+    content = calibrated(tmp_path / "out.json", *data(2), *SMALL, "--max-evals", "2")
+    assert {row["documents"] for row in content["validation"]} == {1}
+    assert [row["ci95"] for row in content["validation"]] == [None] * 3
+    assert content["decision"] == "default"
+
+
+def test_a_method_of_scipy_settles_on_what_can_be_written(tmp_path: Path) -> None:
+    """Stopped by its budget, a search on continuous corners ends on whole ones, within the budget."""
+    arguments = [*data(4), *SMALL, "--optimizer", "powell", "--max-evals", "14"]
+    content = calibrated(tmp_path / "out.json", *arguments)
+    assert content["search"]["optimizer"] == "powell"
+    trace = content["search"]["trace"]
+    assert any(trial["parameters"]["low"] % 1 for trial in trace)
+    assert content["cost"]["evaluations"] <= 14
+    assert list(against(content, CONTRACT)) == []
+    whole = [t for t in trace if not t["parameters"]["low"] % 1 and not t["parameters"]["high"] % 1]
+    most = [t for t in whole if t["documents"] == 2]
+    assert len(most) >= 2
+    assert content["calibration"] == {
+        "documents": 2,
+        "tokens": 2 * 383,
+        "default_nll": most[0]["nll"] if most[0]["parameters"]["low"] == 0 else pytest.approx(most[-1]["nll"], abs=9),
+        "nll": min(t["nll"] for t in most),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ interruption
+
+
+def _until(stream: Any, word: str) -> str:
+    """Read lines until one holds `word`."""
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if word in line:
+            return line
+    pytest.fail("".join(lines))
+
+
+def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
+    """SIGINT in the middle of a search ends it: the file is validated, whole, and the exit status is 130."""
+    out = tmp_path / "out.json"
+    command = [*ROPECLI, "calibrate", str(TINY), *data(4), *SMALL, "-o", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        _until(process.stderr, "trial 3:")
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    content = json.loads(out.read_text("utf-8"))
+    assert list(against(content, CONTRACT)) == []
+    assert any("stopped before it ended" in note for note in content["notes"])
+    assert 3 <= content["cost"]["evaluations"] < 20
+    assert len(content["validation"]) == 3
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--factor", "1"], "found --factor 1"),
+        (["--factor", "0.5"], "found --factor 0.5"),
+        (["--factor", "-4"], "found --factor -4"),
+        (["--factor", "nan"], "found --factor nan"),
+        (["--factor", "inf"], "found --factor inf"),
+        (["--factor", "1.001"], "adds no token"),
+        (["--target-length", "256"], "found --target-length 256"),
+        (["--target-length", "1k", "--factor", "4"], "one of --factor and --target-length"),
+        ([], "one of --factor and --target-length"),
+        (["--factor", "4", "--objective", "first"], "unknown objective"),
+        (["--factor", "2", "--objective", "last:512"], "fewer than last:512 needs"),
+        (["--factor", "2", "--device", "toaster"], "unknown device"),
+        (["--factor", "2", "--dtype", "int3"], "unknown dtype"),
+        (["--factor", "2", "--validation-fraction", "1.5"], "expected a fraction between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_bad_usage(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A factor that extends nothing, and other impossible wishes, exit with 2, in a line, and write nothing."""
+    assert status("calibrate", str(TINY), *data(2), "-o", str(tmp_path / "out.json"), *arguments) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["word " * 100], "no document has the 512 tokens of one window; the longest of 1 has"),
+        (["word " * 100, ""], "no document has the 512 tokens of one window; the longest of 2 has"),
+        (["many different words " * 300, "short"], "one document cannot be split"),
+        ([b"caf\xe9" * 600], "not UTF-8 text"),
+        ([" "], "empty, expected text"),
+    ],
+)
+def test_text_that_cannot_be_used_is_bad_data(
+    texts: list[str | bytes], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text shorter than a window, no text, and one document alone exit with 3 and write nothing."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for index, text in enumerate(texts):
+        (folder / f"{index}.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    arguments = ["--data", str(folder), "--factor", "2", "-o", str(tmp_path / "out.json")]
+    assert status("calibrate", str(TINY), *arguments) == 3
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def with_tokenizer(folder: Path, model: Any) -> None:
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, folder / name)
+
+
+def multiplied(folder: Path, part: str, by: float) -> None:
+    """The tiny checkpoint with some tensors multiplied."""
+    shutil.copytree(TINY, folder, dirs_exist_ok=True)
+    tensors = load_file(folder / "model.safetensors")
+    changed = {name: t * by if part in name else t for name, t in tensors.items()}
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+INERT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "gpt2": (
+        lambda folder: with_tokenizer(
+            folder,
+            transformers.GPT2LMHeadModel(
+                transformers.GPT2Config(vocab_size=2048, n_embd=32, n_layer=1, n_head=2, n_positions=512)
+            ),
+        ),
+        "the model has no rotary embedding",
+    ),
+    "no layer rotates": (
+        lambda folder: with_tokenizer(
+            folder, families.build(families.config("smollm3", no_rope_layers=[0, 0], vocab_size=2048))
+        ),
+        "the model has no rotary embedding",
+    ),
+    "no query": (
+        lambda folder: multiplied(folder, "q_proj", 0.0),
+        "the loss does not move when the rotary frequencies do",
+    ),
+    "no finite loss": (
+        lambda folder: multiplied(folder, "norm", math.nan),
+        "the loss of default YaRN is not a finite number",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", INERT)
+def test_a_model_that_cannot_be_calibrated_exits_with_5(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No rotary embedding, one that no layer uses, one that changes nothing, no finite loss: told before any search."""
+    make, said = INERT[kind]
+    (tmp_path / "model").mkdir()
+    make(tmp_path / "model")
+    capsys.readouterr()
+    out = tmp_path / "out.json"
+    assert status("calibrate", str(tmp_path / "model"), *data(2), *SMALL, "-o", str(out)) == 5
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_table_that_is_found_but_not_used_is_inconclusive() -> None:
+    """The proof of life runs the model: an architecture that ignores its rotary table is caught by the loss itself."""
+    model = families.build(families.config("smollm3", no_rope_layers=[0, 0]))
+    window = tuple(families.random_ids(1, 48)[0].tolist())
+    space = Space(RopeSpec(10000.0, 8, 8, 24, 24), 2.0)
+    loaded = LoadedModel(model, lambda _: [], None, torch.device("cpu"))
+    with pytest.raises(Inconclusive, match="the loss does not move"):
+        run.prove_alive(loaded, "default", space, Document("d", (window,)))
+    alive = LoadedModel(families.build(families.config("smollm3")), loaded.encode, None, loaded.device)
+    run.prove_alive(alive, "default", space, Document("d", (window,)))
