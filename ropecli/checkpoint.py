@@ -16,9 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from ropecli.dialects import gguf, gpt_oss, hf, meta, mistral
+from ropecli.dialects import gpt_oss, hf, meta, mistral
 from ropecli.errors import BadCheckpoint, RopeError
-from ropecli.gguf_header import GgufHeader, GgufTensor, is_gguf, parts, read_floats, read_gguf, verify_gguf
 from ropecli.hub import fetched_config
 from ropecli.safetensors_header import Problem, TensorInfo, peek_metadata, read_tensor, survey, tensor_headers
 from ropecli.spec import LayerRope
@@ -131,6 +130,8 @@ def verify(checkpoint: Checkpoint) -> tuple[Problem, ...]:
     if checkpoint.path is None:
         return (Problem("standard input", "a config on standard input has no weights to verify"),)
     if checkpoint.format == "gguf":
+        from ropecli.gguf_header import verify_gguf  # noqa: PLC0415 - most checkpoints are none
+
         return verify_gguf(checkpoint.path)
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     try:
@@ -180,24 +181,19 @@ def _from_file(source: str, path: Path, *, is_base: bool) -> Checkpoint:
 
 
 def _from_gguf(source: str, path: Path) -> Checkpoint:
-    header = read_gguf(path)
-    headers = [header, *(read_gguf(part) for part in parts(header) if part != path and part.exists())]
-    found = {name: (other, other.tensors[name]) for other in headers for name in gguf.TENSORS if name in other.tensors}
+    from ropecli.gguf_checkpoint import read_model  # noqa: PLC0415 - most checkpoints are none
+
+    metadata, architecture, ropes, notes = read_model(path)
+    return Checkpoint(source, "gguf", path, path, metadata, "", architecture, ropes, notes)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a regular file starts as GGUF files do."""
     try:
-        ropes = gguf.read(header.metadata, _divisors(found))
-        model_type, notes = gguf.architecture(header.metadata), gguf.notes(header.metadata, found)
-    except RopeError as error:
-        error.at(str(path))
-        raise
-    if len(headers) < len(parts(header)):
-        notes += (f"{len(parts(header)) - len(headers)} parts of this split model are missing",)
-    return Checkpoint(source, "gguf", path, path, header.metadata, "", model_type, ropes, notes)
-
-
-def _divisors(found: Mapping[str, tuple[GgufHeader, GgufTensor]]) -> gguf.Divisors:
-    return gguf.Divisors(
-        **{gguf.TENSORS[name]: read_floats(tensor, header.byte_order) for name, (header, tensor) in found.items()}
-    )
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def _from_weights(source: str, path: Path) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -605,13 +604,13 @@ def _run(arguments: list[str]) -> int:
     except RopeError as error:
         failure = error
         if debug:
-            traceback.print_exc()
+            _traceback(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except MemoryError as error:
         failure = NoResource("out of memory", hint="try a smaller --target-length or --dtype bfloat16")
         if debug:
-            traceback.print_exception(error)
+            _traceback(error)
     else:
         return result if isinstance(result, int) else 0
     try:
@@ -619,6 +618,12 @@ def _run(arguments: list[str]) -> int:
     except render.ReaderGone:
         return render.PIPE_CLOSED
     return failure.exit_status
+
+
+def _traceback(error: BaseException) -> None:
+    import traceback  # noqa: PLC0415 - slow to import, rarely wanted
+
+    traceback.print_exception(error)
 
 
 def _verb(arguments: list[str]) -> str:

@@ -82,15 +82,6 @@ class GgufHeader:
     alignment: int
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a regular file starts as GGUF files do."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
-        return False
-
-
 def read_gguf(path: Path) -> GgufHeader:
     """The header of a GGUF file, little- or big-endian.
 
@@ -123,6 +114,8 @@ def read_floats(tensor: GgufTensor, byte_order: str, limit: int = 2**16) -> tupl
             data = file.read(4 * count)
     except OSError as error:
         raise BadCheckpoint(f"cannot be read: {error.strerror or error}", where=where) from error
+    except (OverflowError, ValueError) as error:
+        raise BadCheckpoint(f"no file has an offset of {tensor.begin}", where=where) from error
     if len(data) != 4 * count:
         raise BadCheckpoint(f"expected {4 * count} bytes at offset {tensor.begin}, found {len(data)}", where=where)
     return struct.unpack(f"{byte_order}{count}f", data)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from ropecli.checkpoint import Checkpoint
+from ropecli.checkpoint import Checkpoint, is_gguf
 from ropecli.conversion import Edit
 from ropecli.dialects import gguf, gguf_write
 from ropecli.dialects.gguf_write import NotCarried, Value
@@ -26,7 +26,6 @@ from ropecli.gguf_header import (
     STRING,
     GgufHeader,
     GgufTensor,
-    is_gguf,
     parts,
     read_floats,
     read_gguf,

@@ -13,11 +13,6 @@ from contextlib import contextmanager, redirect_stdout
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from ropecli.errors import RopeError
 from ropecli.findings import Finding
 from ropecli.frequencies import base_frequencies, frequencies
@@ -25,6 +20,10 @@ from ropecli.inspection import Change, Inspection, RuntimeRow, finding_to_json
 from ropecli.spec import LayerRope
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from calibrate.calibration import Calibration
     from calibrate.evaluation import Row
     from calibrate.statistics import Difference
@@ -42,7 +41,9 @@ class ReaderGone(Exception):
     """Whoever read our standard output has closed it."""
 
 
-def _console(stream: TextIO) -> Console:
+def _console(stream: TextIO) -> "Console":
+    from rich.console import Console  # noqa: PLC0415 - a JSON document needs no rich
+
     # off a terminal nothing may be cut to a width
     return Console(
         file=stream, width=None if stream.isatty() else 10_000, highlight=False, emoji=False, soft_wrap=False
@@ -79,8 +80,10 @@ def emit_json(data: Any) -> None:
     emit(json.dumps(data, ensure_ascii=True) + "\n")
 
 
-def emit_table(table: Table) -> None:
-    """A table on standard output: framed and as wide as the terminal there, plain and uncut elsewhere."""
+def emit_table(table: "Table") -> None:
+    """A table on standard output: as wide as the terminal there, uncut elsewhere."""
+    from rich.console import Console  # noqa: PLC0415
+
     stream = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, emoji=False)
     with stream.capture() as captured:
         stream.print(table)
@@ -90,7 +93,7 @@ def emit_table(table: Table) -> None:
 def say(text: str, *, quiet: bool = False) -> None:
     """A note for people, on standard error."""
     if not quiet:
-        _console(sys.stderr).print(Text(printable(text)))
+        _console(sys.stderr).print(_text(printable(text)))
 
 
 def show_error(error: RopeError, *, as_json: bool, findings: Sequence[Finding] = ()) -> None:
@@ -101,16 +104,16 @@ def show_error(error: RopeError, *, as_json: bool, findings: Sequence[Finding] =
         return
     console = _console(sys.stderr)
     for label, text in _finding_lines(findings):
-        console.print(Text(f"{label}: {printable(text)}"))
-    console.print(Text.assemble(("error: ", "bold red"), error.message))
+        console.print(_text(f"{label}: {printable(text)}"))
+    console.print(_text(("error: ", "bold red"), error.message))
     if error.hint:
-        console.print(Text.assemble(("hint: ", "bold"), printable(error.hint)))
+        console.print(_text(("hint: ", "bold"), printable(error.hint)))
 
 
 def show_failures(source: str, failures: Sequence[str]) -> None:
     """The checks that failed, one line each, on standard error."""
     for failure in failures:
-        _console(sys.stderr).print(Text.assemble(("failed: ", "bold red"), printable(f"{source}: {failure}")))
+        _console(sys.stderr).print(_text(("failed: ", "bold red"), printable(f"{source}: {failure}")))
 
 
 def _finding_lines(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
@@ -129,7 +132,23 @@ def data_only() -> Iterator[None]:
         yield
 
 
-def _plain_table(*headings: str, title: str | None = None) -> Table:
+def _text(*parts: str | tuple[str, str]) -> "Text":
+    """Text with its styles: a string, or (string, style) for each part; no markup is read from it."""
+    from rich.text import Text  # noqa: PLC0415
+
+    return Text.assemble(*parts)
+
+
+def escape(text: str) -> str:
+    """Text for a table cell: what looks like rich's markup is shown as it is."""
+    from rich.markup import escape as escaped  # noqa: PLC0415
+
+    return escaped(text)
+
+
+def _plain_table(*headings: str, title: str | None = None) -> "Table":
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", show_header=bool(headings))
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
@@ -375,7 +394,7 @@ class TrialLog:
     def say(self, text: str) -> None:
         """A line above the bar."""
         if self._live is not None:
-            self._live.console.print(Text(printable(text)))
+            self._live.console.print(_text(printable(text)))
         else:
             say(text, quiet=self._quiet)
 
@@ -427,14 +446,14 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
     console.print(table)
     cost = calibration.cost
     console.print(
-        Text(
+        _text(
             f"{first.documents} held-out documents at {first.length} tokens; {cost['evaluations']} evaluations cost "
             f"{cost['forward_equivalents']:.1f} forward equivalents; {cost['seconds']:.0f} s in all"
         )
     )
     for note in calibration.notes:
-        console.print(Text(f"note: {note}"))
-    console.print(Text(f"decision: {calibration.decision} ({calibration.reason})"))
+        console.print(_text(f"note: {note}"))
+    console.print(_text(f"decision: {calibration.decision} ({calibration.reason})"))
 
 
 def row_to_json(row: "Row") -> dict[str, Any]:

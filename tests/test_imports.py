@@ -16,7 +16,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("ropecli.__main__",),
     ("ropecli.cli",),
     ("ropecli.render", "ropecli.options", "ropecli.plots"),
-    ("ropecli.writer", "ropecli.gguf_writer", "calibrate.run", "calibrate.evaluation"),
+    ("ropecli.writer", "ropecli.gguf_writer", "ropecli.agreement", "calibrate.run", "calibrate.evaluation"),
     ("ropecli.conversion", "ropecli.inspection", "calibrate.calibration"),
     ("ropecli", "calibrate"),
     ("ropecli.spec",),

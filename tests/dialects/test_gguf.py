@@ -531,7 +531,7 @@ class TestSplit:
         """A missing part is noted, and is a problem for whoever verifies."""
         first, second = split(tmp_path)
         second.unlink()
-        assert read_checkpoint(str(first)).notes == ("1 parts of this split model are missing",)
+        assert read_checkpoint(str(first)).notes == ("1 part of this split model cannot be found",)
         assert [problem.where for problem in verify_gguf(first)] == [str(second)]
 
     def test_later_part_alone(self, tmp_path: Path) -> None:
