@@ -1,0 +1,332 @@
+"""`ropecli evaluate`: one pass gives every length, each method is what its name says, and rows are paired."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from calibrate import evaluation
+from calibrate.calibration import Calibration
+from calibrate.evaluation import Request, Row, evaluate
+from calibrate.model import Settings, load, rotating_with
+from calibrate.objective import Point, Space, method
+from calibrate.statistics import paired_difference
+from ropecli.cli import main
+from ropecli.errors import BadCalibration, BadCheckpoint, BadData, BadUsage
+from ropecli.frequencies import frequencies
+from ropecli.spec import Longrope, RopeSpec, Scaling
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = EXAMPLES / "tiny"
+TEXTS = tuple(str(path) for path in sorted((EXAMPLES / "text" / "heldout").glob("*.txt"))[:3])
+PLAIN = RopeSpec(10000.0, 32, 32, 256, 256)
+LENGTHS = (128, 256, 512, 1024)
+FLOAT32 = Settings(device="cpu", dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line sets these for the libraries; here they are put back."""
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TQDM_DISABLE", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+
+
+def rows(*sources: str | Path, **request: Any) -> tuple[Row, ...]:
+    settings = {"data": TEXTS, "windows": 1, "settings": FLOAT32} | request
+    told: list[Row] = []
+    found = evaluate(Request(sources=tuple(str(s) for s in sources or (TINY,)), **settings), told.append)
+    assert tuple(told) == found
+    return found
+
+
+def windows(length: int) -> torch.Tensor:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
+    texts = [Path(path).read_text("utf-8") for path in TEXTS]
+    return torch.tensor([tokenizer(text, verbose=False).input_ids[:length] for text in texts])
+
+
+def losses(model: Any, length: int) -> torch.Tensor:
+    """Losses [documents, length − 1] straight from the logits."""
+    ids = windows(length)
+    with torch.no_grad():
+        log_p = torch.cat([model(row[None]).logits for row in ids])[:, :-1].double().log_softmax(-1)
+    return -log_p.gather(-1, ids[:, 1:, None])[..., 0]
+
+
+def with_scaling(folder: Path, parameters: dict[str, Any]) -> Path:
+    """The tiny checkpoint with another scaling in its config."""
+    shutil.copytree(TINY, folder)
+    config = json.loads((TINY / "config.json").read_text("utf-8"))
+    config["rope_parameters"] |= parameters
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[Row, ...]:
+    return rows(lengths=LENGTHS, methods=("none", "yarn"), factor=4.0)
+
+
+# ------------------------------------------------------------------------------------------------ the numbers
+
+
+def test_one_pass_gives_every_length(plain: tuple[Row, ...]) -> None:
+    """The loss of a prefix, from one pass over the longest window, is that of a pass of its own."""
+    assert [(row.method, row.length) for row in plain] == [(m, n) for m in ("none", "yarn") for n in LENGTHS]
+    for length in LENGTHS[:-1]:
+        alone = rows(lengths=(length,), methods=("none", "yarn"), factor=4.0)
+        together = [row for row in plain if row.length == length]
+        for one, other in zip(alone, together, strict=True):
+            assert one.nll == pytest.approx(other.nll, abs=1e-5)
+            assert one.tokens == other.tokens
+
+
+def test_the_loss_is_that_of_the_model(plain: tuple[Row, ...]) -> None:
+    """Losses, tokens, parts and standard errors follow from the model's own logits."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    expected = losses(model, 1024)
+    for row in plain[: len(LENGTHS)]:
+        part = expected[:, : row.length - 1]
+        assert row.nll == pytest.approx(float(part.mean()), abs=1e-5)
+        assert row.ppl == pytest.approx(math.exp(row.nll))
+        assert (row.documents, row.tokens) == (3, 3 * (row.length - 1))
+        assert row.standard_error == pytest.approx(float(part.mean(1).std() / math.sqrt(3)), abs=1e-5)
+        assert row.within == pytest.approx(float(part[:, :255].mean()), abs=1e-5)
+        if row.length > 256:
+            assert row.beyond == pytest.approx(float(part[:, 255:].mean()), abs=1e-5)
+        else:
+            assert row.beyond is None
+
+
+def test_rows_are_compared_with_the_first_of_their_length(plain: tuple[Row, ...]) -> None:
+    """The first row has no difference; later ones have that of their loss, paired by document."""
+    first = {row.length: row for row in plain[: len(LENGTHS)]}
+    assert all(row.difference is None and row.beyond_difference is None for row in first.values())
+    for row in plain[len(LENGTHS) :]:
+        assert row.difference is not None
+        assert row.difference.delta == pytest.approx(row.nll - first[row.length].nll, abs=1e-9)
+        assert row.difference.low <= row.difference.delta <= row.difference.high
+        assert row.difference.documents == 3
+        assert (row.beyond_difference is None) == (row.length <= 256)
+
+
+@pytest.mark.parametrize("name", ["none", "linear", "ntk", "ntk-by-parts", "yarn"])
+def test_a_method_is_what_its_name_says(name: str) -> None:
+    """Every method by name is the table of that method, at the factor that the longest length needs."""
+    found = rows(lengths=(256, 512), methods=(name,))
+    loaded = load(str(TINY), FLOAT32)
+    with rotating_with(loaded.model, {"default": frequencies(method(name, PLAIN, 2.0))}):
+        expected = losses(loaded.model, 512)
+    assert [row.method for row in found] == [name] * 2
+    assert found[0].nll == pytest.approx(float(expected[:, :255].mean()), abs=1e-5)
+    assert found[1].nll == pytest.approx(float(expected.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_dynamic_is_what_transformers_computes_at_each_length(tmp_path: Path, factor: float) -> None:
+    """`dynamic` scales by each length, and a checkpoint that says so itself gets a pass for each length, too."""
+    folder = with_scaling(tmp_path / "dynamic", {"rope_type": "dynamic", "factor": factor})
+    expected = {}
+    for length in LENGTHS:
+        fresh = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        expected[length] = float(losses(fresh, length).mean())
+    as_it_is = rows(folder, lengths=LENGTHS)
+    assert [row.method for row in as_it_is] == ["config"] * len(LENGTHS)
+    for row in as_it_is:
+        assert row.nll == pytest.approx(expected[row.length], abs=1e-5)
+    if factor == 1.0:
+        for row in rows(lengths=LENGTHS, methods=("dynamic",)):
+            assert row.nll == pytest.approx(expected[row.length], abs=1e-5)
+
+
+def test_a_longrope_checkpoint_uses_its_short_list_for_short_lengths(tmp_path: Path) -> None:
+    """Where the list changes with the length, a prefix of a long window is no substitute for a short one."""
+    short, long = [1.0] * 16, [1.0] * 6 + [4.0] * 10
+    parameters = {"rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": 1.1}
+    folder = with_scaling(tmp_path / "longrope", parameters | {"factor": 4.0, "original_max_position_embeddings": 256})
+    found = {row.length: row.nll for row in rows(folder, lengths=(256, 1024))}
+    for length, expected in found.items():
+        fresh = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert float(losses(fresh, length).mean()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_lengths_it_is_the_trained_and_the_served_one(tmp_path: Path) -> None:
+    """The lengths default to the original length and the one that the config serves."""
+    assert [row.length for row in rows()] == [256]
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256}
+    folder = with_scaling(tmp_path / "yarn", yarn)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}), "utf-8")
+    found = rows(folder)
+    assert [row.length for row in found] == [256, 512]
+    named = rows(lengths=(256, 512), methods=("yarn",))
+    assert [row.nll for row in found] == pytest.approx([row.nll for row in named], abs=1e-9)
+
+
+def test_several_checkpoints_are_compared_on_the_same_windows() -> None:
+    """A checkpoint against itself under another name: paired, and no different."""
+    found = rows(TINY, f"{TINY}/", lengths=(256,))
+    assert found[0].difference is None
+    assert found[1].difference is not None
+    assert (found[1].difference.delta, found[1].difference.low, found[1].difference.high) == (0.0, 0.0, 0.0)
+
+
+def test_checkpoints_with_other_tokens_are_not_compared(tmp_path: Path) -> None:
+    """Nats a token of two tokenizers are no pair, even where the windows are equally long."""
+    folder = Path(shutil.copytree(TINY, tmp_path / "bytes"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    tokenizer["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    found = rows(TINY, folder, lengths=(256,))
+    assert found[0].tokens == found[1].tokens
+    assert found[1].difference is None
+
+
+# ------------------------------------------------------------------------------------------------ a calibration file
+
+
+def calibration_file(path: Path, scaling: Scaling, **changes: Any) -> str:
+    spec = replace(PLAIN, scaling=scaling, max_length=1024)
+    content = Calibration(
+        checkpoint={"model_type": "llama"},
+        spec=spec,
+        inv_freq=frequencies(spec, 1024).inv_freq,
+        temperature=(0.05, 1.0),
+        factors=(4.0,),
+        decision="calibrated",
+        reason="",
+        notes=(),
+        calibration={},
+        validation=(),
+        cost={},
+        search={},
+        data=(),
+        seed=0,
+        versions={},
+    ).to_json()
+    content["rope"] |= changes
+    path.write_text(json.dumps(content), "utf-8")
+    return str(path)
+
+
+def test_a_calibration_file_is_a_method(tmp_path: Path) -> None:
+    """A file's rotary embedding is what is scored, named by the path that was given."""
+    space = Space(PLAIN, 4.0)
+    point = Point(2, 7, 1.07)
+    path = calibration_file(tmp_path / "c.json", space.scaling(point))
+    found = rows(lengths=(256, 1024), methods=("yarn", path))
+    loaded = load(str(TINY), FLOAT32)
+    with rotating_with(loaded.model, {"default": space.frequencies(point)}):
+        expected = losses(loaded.model, 1024)
+    assert [row.method for row in found] == ["yarn", "yarn", path, path]
+    assert found[2].nll == pytest.approx(float(expected[:, :255].mean()), abs=1e-5)
+    assert found[3].nll == pytest.approx(float(expected.mean()), abs=1e-5)
+    assert found[3].difference is not None
+
+
+def test_the_lists_of_a_calibration_file_follow_the_length(tmp_path: Path) -> None:
+    """Divisors for each pair: the short list up to the original length, the long one beyond it."""
+    short, long = (1.0,) * 16, (1.0,) * 6 + (4.0,) * 10
+    path = calibration_file(tmp_path / "c.json", Longrope(4.0, short, long, 1.1, 1.0))
+    found = rows(lengths=(256, 1024), methods=(path, "none"))
+    assert found[0].nll == pytest.approx(found[2].nll, abs=1e-6)
+    assert found[1].nll < found[3].nll
+
+
+def test_a_calibration_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    """A missing file, and one for another base, are refused by their name before anything is scored."""
+    path = calibration_file(tmp_path / "c.json", Space(PLAIN, 4.0).scaling(Point(2, 7, 1.07)), rope_theta=500000.0)
+    with pytest.raises(BadCalibration) as caught:
+        rows(methods=("none", path))
+    assert caught.value.where == f"{path}: rope.rope_theta"
+    with pytest.raises(BadCalibration) as caught:
+        rows(methods=("none", f"{path}.json"))
+    assert caught.value.where == f"{path}.json"
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_misspelled_method_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown method is found before the model is loaded, whatever stands in front of it."""
+    monkeypatch.setattr(evaluation, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(BadUsage, match="unknown method 'yran'"):
+        rows(methods=("none", "yran"))
+
+
+def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
+    """Lengths that hold no prediction, text that is too short, a model without a rotary embedding."""
+    with pytest.raises(BadUsage, match="at least two tokens"):
+        rows(lengths=(1, 256))
+    with pytest.raises(BadData, match="no document has the 8192 tokens"):
+        rows(lengths=(8192,))
+    transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    with pytest.raises(BadCheckpoint, match="no rotary embedding"):
+        rows(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    given = [word for path in TEXTS[:2] for word in ("--data", path)]
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(TINY), *given, "--windows", "1", "--device", "cpu", *arguments])
+    assert not caught.value.code
+    return capsys.readouterr().out
+
+
+def test_json_is_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json` prints one document a line, each with its schema version and every number."""
+    lines = printed(capsys, "--lengths", "256,0.5k", "--methods", "none,yarn", "--json").splitlines()
+    documents = [json.loads(line) for line in lines]
+    assert [(d["method"], d["length"]) for d in documents] == [
+        ("none", 256),
+        ("none", 512),
+        ("yarn", 256),
+        ("yarn", 512),
+    ]
+    for document in documents:
+        assert document["schema_version"] == 1
+        assert document["model"] == str(TINY)
+        assert document["tokens"] == 2 * (document["length"] - 1)
+        assert document["ppl"] == pytest.approx(math.exp(document["nll"]))
+        assert document["standard_error"] > 0
+    assert documents[0]["difference"] is None
+    assert documents[2]["difference"]["documents"] == 2
+    assert len(documents[2]["difference"]["ci95"]) == 2
+
+
+def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without `--json`: the checkpoint, a heading, a line a row, no colour and nothing cut."""
+    table = printed(capsys, "--lengths", "256,512", "--methods", "none,yarn")
+    _, heading, *lines = table.splitlines()
+    assert str(TINY) in table
+    assert all(word in heading for word in ("method", "length", "ppl"))
+    assert [line.split()[:2] for line in lines] == [["none", "256"], ["none", "512"], ["yarn", "256"], ["yarn", "512"]]
+    assert "\x1b" not in table
+
+
+def test_the_paired_difference_is_over_documents() -> None:
+    """The interval of a row is that of the documents' own sums."""
+    first, second = rows(lengths=(512,), methods=("none", "linear"))
+    loaded = load(str(TINY), FLOAT32)
+    sums = []
+    for name in ("none", "linear"):
+        with rotating_with(loaded.model, {"default": frequencies(method(name, PLAIN, 2.0))}):
+            sums.append(losses(loaded.model, 512).sum(1).numpy())
+    expected = paired_difference(sums[1], sums[0], torch.full((3,), 511).numpy())
+    assert second.difference is not None
+    assert first.difference is None
+    assert second.difference.low == pytest.approx(expected.low, abs=1e-4)
+    assert second.difference.high == pytest.approx(expected.high, abs=1e-4)
