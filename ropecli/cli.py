@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -10,7 +11,6 @@ import typer
 
 from ropecli import __version__, options, render
 from ropecli.checkpoint import Checkpoint, read_checkpoint
-from ropecli.checkpoint import verify as find_problems
 from ropecli.errors import BadCalibration, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
 from ropecli.inspection import (
     broken_findings,
@@ -19,6 +19,7 @@ from ropecli.inspection import (
     inspect,
     inspection_to_json,
     tokenizer_config,
+    weight_problems,
 )
 from ropecli.spec import RopeSpec
 
@@ -97,7 +98,7 @@ def inspect_command(
                 checkpoint,
                 preview=preview,
                 tokenizer_config=tokenizer_config(checkpoint),
-                problems=find_problems(checkpoint) if verify else (),
+                problems=weight_problems(checkpoint) if verify else (),
             )
             if diff is not None:
                 changes = differences(inspection, inspect(read_checkpoint(diff)))
@@ -135,8 +136,6 @@ def _by_hand(
     layers: Any = "full",
 ) -> dict[str, RopeSpec]:
     """The rotary embeddings that the options describe, by layer type."""
-    from dataclasses import replace  # noqa: PLC0415
-
     from ropecli.conversion import chosen_layers, extended, scaling_by_hand  # noqa: PLC0415
 
     original = options.length(original_length, "--original-length") if original_length else None
@@ -347,6 +346,39 @@ def convert_command(
             help="native: the scaling's own type; longrope: its frequencies as divisors, which more runtimes compute."
         ),
     ] = "native",
+    bake: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Also write tables, cos-sin or inv-freq, for runtimes of your own (servers compute theirs from the "
+            "config); or attention-factor: m goes into the query and key weights, for runtimes that know none.",
+            rich_help_panel=options.BAKE,
+        ),
+    ] = None,
+    bake_length: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Positions. Default: the target length.", rich_help_panel=options.BAKE),
+    ] = None,
+    bake_dtype: Annotated[
+        str, typer.Option(help="float32, float16, bfloat16; the maths is float64.", rich_help_panel=options.BAKE)
+    ] = "float32",
+    bake_layout: Annotated[
+        str,
+        typer.Option(
+            help="half: cos and sin [N, d/2]; concat: one table, cos then sin; full: [N, d].",
+            rich_help_panel=options.BAKE,
+        ),
+    ] = "half",
+    bake_per_layer: Annotated[
+        bool, typer.Option("--bake-per-layer", help="A copy for every layer.", rich_help_panel=options.BAKE)
+    ] = False,
+    bake_into: Annotated[
+        str,
+        typer.Option(
+            help="sidecar: rope_tables/, which strict loaders do not see; shards: a new shard and index.",
+            rich_help_panel=options.BAKE,
+        ),
+    ] = "sidecar",
     emit: Annotated[
         str | None,
         typer.Option(
@@ -371,7 +403,10 @@ def convert_command(
     from ropecli import conversion as plans  # noqa: PLC0415
     from ropecli import writer  # noqa: PLC0415
     from ropecli.agreement import as_longrope, disagreements  # noqa: PLC0415
+    from ropecli.baking import folded, no_edits, with_tables  # noqa: PLC0415
+    from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
     from ropecli.runtimes import RUNTIMES  # noqa: PLC0415
+    from ropecli.tables import BakeRequest  # noqa: PLC0415
 
     if (calibration is None) == (rope_type is None):
         raise BadUsage("give one of --from and --rope-type", hint="for example --from calibration.json")
@@ -385,24 +420,22 @@ def convert_command(
     for name in wanted_runtimes:
         _one_of("--for", name, tuple(runtime.name for runtime in RUNTIMES))
     checkpoint = read_checkpoint(model)
-    if calibration is not None:
-        given = (factor, target_length, original_length, beta_slow, beta_fast, attention_factor, truncate, rope_theta)
-        if any(value is not None for value in given):
-            raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
-        intent = _from_calibration(checkpoint, calibration, layers)
+    by_hand = {
+        "beta_fast": beta_fast,
+        "beta_slow": beta_slow,
+        "attention_factor": attention_factor,
+        "truncate": truncate,
+        "low_freq_factor": low_freq_factor,
+        "high_freq_factor": high_freq_factor,
+        "factors": _numbers(factors, "--factors"),
+    }
+    lengths = (factor, target_length, original_length)
+    if calibration is None:
+        intent = _by_hand(checkpoint, rope_type or "", *lengths, by_hand, rope_theta, layers)
+    elif any(value is not None for value in (*lengths, rope_theta, *by_hand.values())):
+        raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
     else:
-        parameters = {
-            "beta_fast": beta_fast,
-            "beta_slow": beta_slow,
-            "attention_factor": attention_factor,
-            "truncate": truncate,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "factors": _numbers(factors, "--factors"),
-        }
-        intent = _by_hand(
-            checkpoint, rope_type or "", factor, target_length, original_length, parameters, rope_theta, layers
-        )
+        intent = _from_calibration(checkpoint, calibration, layers)
     if emit is not None:
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
@@ -411,8 +444,13 @@ def convert_command(
     if output is not None and not force and (output.exists() or output.is_symlink()):
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if checkpoint.format == "gguf":
+        if bake is not None:
+            raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
         _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
         return
+    folder, scaled = checkpoint.path or Path(), no_edits()
+    if bake == "attention-factor":
+        intent, scaled = folded(checkpoint, intent, tensor_headers(folder))
     conversion = plans.plan(
         checkpoint,
         intent,
@@ -420,6 +458,14 @@ def convert_command(
         tokenizer_text=writer.tokenizer_text(checkpoint),
         runtimes=wanted_runtimes,
     )
+    if scaled:
+        conversion = replace(conversion, scaled=scaled)
+    elif bake is not None:
+        longest = max(spec.max_length for spec in intent.values())
+        positions = options.length(bake_length, "--bake-length") if bake_length else longest
+        request = BakeRequest(bake, positions, bake_dtype, bake_layout, bake_per_layer, bake_into)  # type: ignore[arg-type]
+        shards = (writer.index_text(folder), tensor_headers(folder)) if bake_into == "shards" else (None, {})
+        conversion = with_tables(conversion, request, *shards)
     others = disagreements(conversion, wanted_runtimes)
     if dry_run:
         files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
@@ -591,14 +637,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
-    stdout = sys.stdout
     try:
         result = app(arguments, prog_name="ropecli", standalone_mode=False)
     except render.ReaderGone:
         return render.PIPE_CLOSED
     except SystemExit as stop:
-        # typer wraps standard output when its reader is gone, and stops with 1
-        return render.PIPE_CLOSED if sys.stdout is not stdout else int(stop.code or 0)
+        # typer and rich stop with 1 when the reader of their help is gone; nothing else here raises it
+        return render.PIPE_CLOSED if stop.code == 1 else int(stop.code or 0)
     except typer.TyperException as error:
         failure: RopeError = BadUsage(error.format_message(), hint=f"ropecli {_verb(arguments)}--help")
     except RopeError as error:

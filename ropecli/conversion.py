@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import unified_diff
 from io import StringIO
 from typing import Any, Literal
@@ -26,6 +26,8 @@ from ropecli.spec import (
     Yarn,
     default_attention_factor,
 )
+from ropecli.tables import TablePlan
+from ropecli.weight_edits import TensorEdit
 
 Layers = Literal["full", "all"]
 EXTENDABLE = ("default", "linear", "ntk", "dynamic", "yarn")
@@ -48,6 +50,8 @@ class Conversion:
     texts   file name → its new content
     edits   the same as changed members, for people
     notes   what else a user should know
+    tables  a file of baked tables to write
+    scaled  file name → rows of weights that are written with another scale
     """
 
     checkpoint: Checkpoint
@@ -55,6 +59,8 @@ class Conversion:
     texts: Mapping[str, str]
     edits: tuple[Edit, ...]
     notes: tuple[str, ...]
+    tables: TablePlan | None = None
+    scaled: Mapping[str, tuple[TensorEdit, ...]] = field(default_factory=dict)
 
     @property
     def diff(self) -> str:
@@ -235,15 +241,15 @@ def plan(
     if any(isinstance(spec.scaling, Dynamic) for spec in intent.values()):
         notes.append("dynamic means something else in nearly every runtime; --rope-type ntk freezes it into the base")
     for spec in intent.values():
-        notes += _what_to_expect(spec, changes, runtimes)
+        notes += _what_to_expect(spec, texts["config.json"], runtimes)
     return Conversion(checkpoint, whole, texts, tuple(edits), tuple(dict.fromkeys(notes)))
 
 
-def _what_to_expect(spec: RopeSpec, changes: Mapping[str, Any], runtimes: Collection[str]) -> list[str]:
+def _what_to_expect(spec: RopeSpec, text: str, runtimes: Collection[str]) -> list[str]:
     """Warnings that loading will print, and flags that a runtime still needs."""
     notes = []
     asked = set(runtimes) or {"transformers", "vllm", "sglang"}
-    if "attn_factor" in json.dumps(changes) and asked & {"transformers", "transformers-4"}:
+    if '"attn_factor"' in text and asked & {"transformers", "transformers-4"}:
         notes.append(
             "transformers warns of the unrecognized key attn_factor on load, which SGLang and older vLLM need; "
             "--for transformers leaves it out"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ropecli.checkpoint import Checkpoint, Problem, read_json
+from ropecli.checkpoint import Checkpoint, Problem, read_json, verify
 from ropecli.dialects import hf
 from ropecli.errors import BadUsage, RopeError
 from ropecli.findings import Finding, find, find_in_config
@@ -209,7 +209,7 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
         "findings": [finding_to_json(finding) for finding in inspection.findings],
         "weights": [{"where": p.where, "problem": p.problem, "hint": p.hint} for p in inspection.problems],
         "notes": list(checkpoint.notes),
-        "baked": None,
+        "baked": _baked(checkpoint),
     }
 
 
@@ -232,6 +232,24 @@ def expected(inspection: Inspection, assertions: str) -> tuple[str, ...]:
             if not _same(values[key], wanted):
                 failures.append(f"{rope.name}: expected {key}={wanted}, found {values[key]}")
     return tuple(failures)
+
+
+def _baked(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if checkpoint.path is None or not checkpoint.path.is_dir():
+        return None
+    from ropecli.table_check import baked  # noqa: PLC0415 - few checkpoints have tables
+
+    found = baked(checkpoint.path, checkpoint)
+    return None if found is None else found.to_json()
+
+
+def weight_problems(checkpoint: Checkpoint) -> tuple[Problem, ...]:
+    """Everything wrong with the weights and with baked tables; reads headers, and a few rows of the tables."""
+    if checkpoint.path is None or not checkpoint.path.is_dir():
+        return verify(checkpoint)
+    from ropecli.table_check import verify_tables  # noqa: PLC0415
+
+    return (*verify(checkpoint), *verify_tables(checkpoint.path, checkpoint))
 
 
 @dataclass(frozen=True, slots=True)

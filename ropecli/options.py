@@ -31,7 +31,7 @@ def names(text: str | None) -> tuple[str, ...]:
 
 
 MODEL_HELP = "A checkpoint folder, a config.json, a .gguf file, a params.json, or a Hub id."
-RESULT, MODEL, TALK = "Result", "Model", "Talk"
+BAKE, MODEL, TALK = "Bake", "Model", "Talk"
 
 Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Models: TypeAlias = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)]

@@ -298,6 +298,8 @@ def show_receipt(conversion: "Conversion", receipt: "Receipt", *, quiet: bool) -
     for how in receipt.files.values():
         counts[how] = counts.get(how, 0) + 1
     say("files: " + ", ".join(f"{count} {how}" for how, count in sorted(counts.items())), quiet=quiet)
+    if receipt.table_error is not None:
+        say(f"tables: stored values are off by at most {receipt.table_error:.2g}", quiet=quiet)
     _show_edits(conversion.edits, conversion.notes, quiet=quiet)
 
 

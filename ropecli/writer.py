@@ -19,7 +19,10 @@ from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_he
 from ropecli.conversion import Conversion
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
 from ropecli.frequencies import Frequencies, frequencies
+from ropecli.safetensors_header import HEADER_BYTES, HEADER_VALUES, INDEX_NAME
 from ropecli.spec import RopeSpec
+from ropecli.tables import SIDECAR, write_tables
+from ropecli.weight_edits import rewrite_shard
 
 Weights: TypeAlias = Literal["auto", "hardlink", "reflink", "symlink", "copy", "none"]
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".h5", ".msgpack", ".onnx")
@@ -39,6 +42,7 @@ class Receipt:
     path: Path
     files: Mapping[str, str]
     new_bytes: int
+    table_error: float | None = None
 
 
 def carried_files(source: Path) -> dict[str, Path]:
@@ -133,8 +137,20 @@ def survey(conversion: Conversion, out: Path | None, weights: Weights) -> tuple[
     if out is not None:
         _check_target(conversion.checkpoint.path or out, out, force=True)
     place_of_out = out or (conversion.checkpoint.path or Path()).absolute()
-    rewritten = sum(len(text.encode()) for text in conversion.texts.values())
-    return len(files), _copied_bytes(files, place_of_out, weights) + rewritten
+    return len(files), _copied_bytes(files, place_of_out, weights) + _new_bytes(conversion, files)
+
+
+def _new_bytes(conversion: Conversion, files: Mapping[str, Path]) -> int:
+    """What is written besides copies: texts, tables, and shards whose weights are scaled."""
+    texts = sum(len(text.encode()) for text in conversion.texts.values())
+    shards = sum(files[name].stat().st_size for name in conversion.scaled if name in files)
+    return texts + shards + (conversion.tables.size if conversion.tables is not None else 0)
+
+
+def index_text(folder: Path) -> str | None:
+    """The text of model.safetensors.index.json, where the checkpoint has one. Raises BadCheckpoint."""
+    path = folder / INDEX_NAME
+    return read_json(path, max_bytes=2 * HEADER_BYTES, max_values=HEADER_VALUES)[1] if path.is_file() else None
 
 
 def _copied_bytes(files: Mapping[str, Path], out: Path, weights: Weights) -> int:
@@ -162,7 +178,12 @@ def _carried(conversion: Conversion, weights: Weights) -> dict[str, Path]:
             hint="merge it into its base, or convert the base",
         )
     files = {name: path for name, path in carried_files(source).items() if name not in conversion.texts}
+    files.pop(SIDECAR, None)  # it says what the old config meant
+    if conversion.tables is not None:
+        files.pop(conversion.tables.name, None)
     if weights == "none":
+        if conversion.scaled:
+            raise BadUsage("the attention factor goes into the weights, which none leaves out", where="--weights")
         return {name: path for name, path in files.items() if not name.endswith(WEIGHT_SUFFIXES)}
     if any(name.endswith((".safetensors", ".safetensors.index.json")) and Path(name).name == name for name in files):
         tensor_headers(source)
@@ -258,13 +279,18 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
     _check_space(files, out, weights)
     ways: dict[str, str] = {}
     new_bytes = 0
+    table_error: float | None = None
     try:
         with staged(out) as stage:
             for name, path in files.items():
                 target = stage / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                ways[name] = place(path, target, weights)
-                new_bytes += path.stat().st_size if ways[name] == "copy" else 0
+                if name in conversion.scaled:
+                    rewrite_shard(path, target, conversion.scaled[name])
+                    ways[name] = "rewritten"
+                else:
+                    ways[name] = place(path, target, weights)
+                new_bytes += path.stat().st_size if ways[name] in ("copy", "rewritten") else 0
             for name, text in conversion.texts.items():
                 data = text.encode("utf-8")
                 with (stage / name).open("xb") as writer:
@@ -273,9 +299,13 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
                     os.fsync(writer.fileno())
                 ways[name] = "rewritten"
                 new_bytes += len(data)
+            if conversion.tables is not None:
+                table_error = write_tables(conversion.tables, stage / conversion.tables.name)
+                ways[conversion.tables.name] = "baked"
+                new_bytes += conversion.tables.size
             prove(stage, conversion.intent, str(out))
     except OSError as error:
         raise NoResource(
             f"cannot be written ({error.strerror})", where=str(out), hint="check space and rights"
         ) from error
-    return Receipt(out, ways, new_bytes)
+    return Receipt(out, ways, new_bytes, table_error)

@@ -28,7 +28,13 @@ from ropecli.spec import (
 
 SPEC = RopeSpec(10000.0, 32, 32, 128, 128)
 DIVISORS = tuple(1.0 + i for i in range(16))
-ROPE_KEYS = {"rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings"}
+ROPE_KEYS = {
+    "original_max_position_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "max_position_embeddings",
+}
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

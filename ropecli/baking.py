@@ -1,0 +1,68 @@
+"""What `--bake` adds to a plan: tables of the rotary embedding, or its temperature folded into the weights."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ropecli.checkpoint import Checkpoint, TensorInfo
+from ropecli.conversion import Conversion
+from ropecli.errors import BadUsage
+from ropecli.folding import edits_by_file, plan_folding
+from ropecli.inspection import with_text
+from ropecli.safetensors_header import INDEX_NAME
+from ropecli.spec import Longrope, RopeSpec, Scaling, scaling_from_json, scaling_to_json
+from ropecli.tables import BakeRequest, index_with_tables, plan_tables
+from ropecli.weight_edits import TensorEdit
+
+Edits = Mapping[str, tuple[TensorEdit, ...]]
+"""File name → what is scaled in it."""
+
+
+def no_edits() -> Edits:
+    """Nothing is scaled."""
+    return {}
+
+
+def with_tables(
+    conversion: Conversion, request: BakeRequest, index_text: str | None, headers: Mapping[str, TensorInfo]
+) -> Conversion:
+    """The conversion with tables of what its config means.
+
+    index_text  the source's model.safetensors.index.json, where it has one; with headers only needed for a new shard
+    Raises BadUsage for what has no table.
+    """
+    tables = plan_tables(request, with_text(conversion.checkpoint, conversion.texts["config.json"]))
+    texts = dict(conversion.texts)
+    if request.into == "shards":
+        texts[INDEX_NAME] = index_with_tables(tables, index_text, headers)
+    note = f"{tables.name}: {tables.size:,} bytes; servers compute their own tables from the config and ignore it"
+    return replace(conversion, texts=texts, tables=tables, notes=(*conversion.notes, note))
+
+
+def folded(
+    checkpoint: Checkpoint, intent: Mapping[str, RopeSpec], headers: Mapping[str, TensorInfo]
+) -> tuple[dict[str, RopeSpec], Edits]:
+    """(the same embeddings with an attention factor of 1, the weights that carry it instead).
+
+    Raises BadUsage where there is nothing to fold, or the architecture does not let it be folded.
+    """
+    edits: list[TensorEdit] = []
+    plain: dict[str, RopeSpec] = {}
+    for rope in checkpoint.ropes:
+        if rope.name not in intent:
+            continue
+        spec = intent[rope.name]
+        m = spec.scaling.attention_factor
+        if m != 1:
+            edits += plan_folding(headers, rope, checkpoint.config, m)
+        plain[rope.name] = replace(spec, scaling=_without_temperature(spec.scaling))
+    if not edits:
+        raise BadUsage("the attention factor is 1: there is nothing to fold into the weights", where="--bake")
+    return plain, {path.name: found for path, found in edits_by_file(headers, edits).items()}
+
+
+def _without_temperature(scaling: Scaling) -> Scaling:
+    if scaling.attention_factor == 1:
+        return scaling
+    if isinstance(scaling, Longrope):
+        return replace(scaling, attention_factor=1.0, short_attention_factor=1.0)
+    return scaling_from_json(scaling_to_json(scaling) | {"attention_factor": 1.0})
