@@ -387,6 +387,10 @@ def convert_command(
             "vllm, sglang, llama.cpp, mlx.",
         ),
     ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="Rewrite the config of MODEL itself; the old one stays as config.json.backup."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Show the diff of the config and touch nothing.")
     ] = False,
@@ -410,7 +414,9 @@ def convert_command(
 
     if (calibration is None) == (rope_type is None):
         raise BadUsage("give one of --from and --rope-type", hint="for example --from calibration.json")
-    if output is None and not dry_run and emit is None:
+    if in_place and output is not None:
+        raise BadUsage("give one of --output and --in-place")
+    if output is None and not dry_run and not in_place and emit is None:
         raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
     _one_of("--schema", schema, ("both", "v4", "v5"))
     _one_of("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none"))
@@ -444,6 +450,8 @@ def convert_command(
     if output is not None and not force and (output.exists() or output.is_symlink()):
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if checkpoint.format == "gguf":
+        if in_place:
+            raise BadUsage("a GGUF is written as a new file", where="--in-place", hint="give --output")
         if bake is not None:
             raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
         _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
@@ -476,8 +484,9 @@ def convert_command(
             render.show_disagreements(others, quiet=quiet)
         return
     if output is None:
-        raise BadUsage("give the new folder", where="--output")
-    receipt = writer.write(conversion, output, weights=weights, force=force)  # type: ignore[arg-type]
+        receipt = writer.rewrite_in_place(conversion, force=force)
+    else:
+        receipt = writer.write(conversion, output, weights=weights, force=force)  # type: ignore[arg-type]
     if as_json:
         render.emit_json(render.conversion_to_json(conversion, receipt, others))
     render.show_receipt(conversion, receipt, quiet=quiet or as_json)

@@ -292,20 +292,65 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
                     ways[name] = place(path, target, weights)
                 new_bytes += path.stat().st_size if ways[name] in ("copy", "rewritten") else 0
             for name, text in conversion.texts.items():
-                data = text.encode("utf-8")
-                with (stage / name).open("xb") as writer:
-                    writer.write(data)
-                    writer.flush()
-                    os.fsync(writer.fileno())
+                new_bytes += _write_text(stage / name, text)
                 ways[name] = "rewritten"
-                new_bytes += len(data)
             if conversion.tables is not None:
                 table_error = write_tables(conversion.tables, stage / conversion.tables.name)
                 ways[conversion.tables.name] = "baked"
                 new_bytes += conversion.tables.size
             prove(stage, conversion.intent, str(out))
     except OSError as error:
-        raise NoResource(
-            f"cannot be written ({error.strerror})", where=str(out), hint="check space and rights"
-        ) from error
+        raise _not_written(error, out) from error
     return Receipt(out, ways, new_bytes, table_error)
+
+
+def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
+    """Replace the rewritten texts in the source folder itself; each old file stays beside the new one as NAME.backup.
+
+    The new config is proved before anything is touched, and config.json is replaced last. Raises BadUsage for a source
+    that is not a plain folder, or a conversion that is more than texts; OutputExists where a backup is there already.
+    """
+    folder = conversion.checkpoint.path
+    if folder is None or not folder.is_dir():
+        raise BadUsage("expected a checkpoint folder", where=conversion.checkpoint.source)
+    if conversion.tables is not None or conversion.scaled:
+        raise BadUsage("baking writes a new folder", where="--in-place", hint="give --output instead")
+    targets = [folder / name for name in sorted(conversion.texts, key=lambda name: name == "config.json")]
+    for target in targets:
+        backup = target.with_name(target.name + ".backup")
+        if target.is_symlink() or folder.is_symlink():
+            raise BadUsage(
+                "a link, as in a Hub cache, is never written through", where=str(target), hint="use --output"
+            )
+        if backup.exists() and not force:
+            raise OutputExists("already exists", where=str(backup), hint="move it away, or replace it with --force")
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".ropecli-") as stage:
+            for target in targets:
+                _write_text(Path(stage) / target.name, conversion.texts[target.name])
+            prove(Path(stage), conversion.intent, str(folder))
+            for target in targets:
+                shutil.copy2(target, target.with_name(target.name + ".backup"))
+            for target in targets:
+                shutil.copymode(target, Path(stage) / target.name)
+                (Path(stage) / target.name).replace(target)
+    except OSError as error:
+        raise _not_written(error, folder) from error
+    size = sum(len(text.encode()) for text in conversion.texts.values())
+    return Receipt(folder, dict.fromkeys(conversion.texts, "rewritten"), size)
+
+
+def _write_text(path: Path, text: str) -> int:
+    """Write a new file and see it onto the disk; returns its bytes."""
+    data = text.encode("utf-8")
+    with path.open("xb") as writer:
+        writer.write(data)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return len(data)
+
+
+def _not_written(error: OSError, out: Path) -> NoResource:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    problem = "the disk is full" if full else f"cannot be written ({error.strerror})"
+    return NoResource(problem, where=str(out), hint="check space and rights")

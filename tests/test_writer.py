@@ -20,6 +20,7 @@ from ropecli.conversion import Conversion, chosen_layers, extended, plan
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists
 from ropecli.frequencies import frequencies
 from ropecli.spec import Linear, Llama3, Ntk, NtkByParts, Plain, RopeSpec, Scaling, Yarn
+from ropecli.writer import rewrite_in_place
 
 SHARDS = [f"model-0000{i}-of-00005.safetensors" for i in range(1, 6)]
 
@@ -446,3 +447,25 @@ def test_worst_difference_counts_what_turns():
     assert writer.worst_difference(frequency, slower) == writer.worst_difference(slower, frequency) == 0.5
     assert writer.worst_difference(still, still) == 0
     assert writer.worst_difference(still, frequency) == 1
+
+
+def test_in_place_keeps_a_backup_and_nothing_else_changes(checkpoint, tree):
+    """Only the config changes, the old one stays beside it, and a second run does not overwrite the backup."""
+    old = (checkpoint / "config.json").read_bytes()
+    before = tree(checkpoint)
+    conversion = planned(checkpoint)
+    receipt = rewrite_in_place(conversion)
+    assert (checkpoint / "config.json.backup").read_bytes() == old
+    assert (checkpoint / "config.json").read_text("utf-8") == conversion.texts["config.json"]
+    assert set(receipt.files) == set(conversion.texts)
+    touched = {*conversion.texts, *(f"{name}.backup" for name in conversion.texts)}
+    after = tree(checkpoint)
+    assert {name for name in after if after[name] != before.get(name)} <= touched | {"."}
+    with pytest.raises(OutputExists):
+        rewrite_in_place(conversion)
+
+
+def test_in_place_never_writes_through_a_link(hub_snapshot):
+    """A snapshot of the Hub cache is links to blobs; they stay as they are."""
+    with pytest.raises(BadUsage, match="link"):
+        rewrite_in_place(planned(hub_snapshot))
