@@ -200,6 +200,19 @@ def test_the_table_of_sliding_window_layers_stays(family: str) -> None:
         assert any(buffer is sliding for buffer in model.buffers())
 
 
+def test_two_names_of_one_table_are_undone_in_order() -> None:
+    """Two layer types that share a table: the later one holds inside, and the model's own comes back."""
+    model, ids = build(config("llama")), random_ids(1, 24)
+    before, tables = logits(model, ids), state(model)
+    first, second = other_table(model, "default"), frequencies(spec_of(model, "default", Linear(3.0)))
+    with rotating_with(model, {"default": second}):
+        expected = logits(model, ids)
+    with rotating_with(model, {"default": first, "full_attention": second}):
+        assert torch.equal(logits(model, ids), expected)
+    assert torch.equal(logits(model, ids), before)
+    assert same(state(model), tables)
+
+
 def test_both_layer_types_can_be_set_at_once() -> None:
     """Each layer type takes its own table."""
     model, ids = build(config("gemma3")), random_ids(1, 24)

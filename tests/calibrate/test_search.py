@@ -122,6 +122,21 @@ def test_the_race_never_ends_above_the_default(seed: int) -> None:
         assert loss(found, 6) <= loss(TINY.default, 6)
 
 
+def test_what_few_documents_like_is_checked_on_all() -> None:
+    """Where the first documents like one cell and all the others the default, the answer is the default or better."""
+
+    class Misleading(Documents):
+        def one(self, point: Point, document: int) -> float:
+            liked = bowl(2, 5, 1.0, 0.3) if document < search.FEW_DOCUMENTS else bowl(*TINY.default, 0.3)
+            self.known[point, document] = liked(point)
+            return self.known[point, document]
+
+    loss = Misleading(lambda _: 0.0, 12)
+    found = race(loss, TINY, 12)
+    assert loss(found, search.FEW_DOCUMENTS) > loss(Point(2, 5, 1.0), search.FEW_DOCUMENTS)
+    assert loss(found, 12) <= loss(TINY.default, 12)
+
+
 def test_the_race_looks_inside_the_bounds_alone() -> None:
     """Every cell it asks about is a whole ramp that the space allows, every temperature is near the bounds."""
     loss = Documents(bowl(61, 62, 1.5, 5.6), 5)
