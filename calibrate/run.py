@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from calibrate import search
+from calibrate import polish, search
 from calibrate.calibration import Calibration, Validation
 from calibrate.corpus import Corpus, Document, Source, read_texts, split, tokenize
 from calibrate.journal import Journal, file_fingerprint
@@ -24,18 +24,20 @@ from calibrate.model import LoadedModel, Settings, as_loaded, load, rotating_wit
 from calibrate.objective import Objective, Point, Space, method
 from calibrate.score import Bands, Floats, nats_by_band, token_nll, tokens_by_band
 from calibrate.statistics import Difference, paired_difference
-from calibrate.trials import Budget, SearchStopped, Trial, Trials
+from calibrate.trials import Budget, NatsOf, SearchStopped, Trial, Trials
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import LayerRope, Plain, RopeSpec
 
-Tune = Literal["yarn", "temperature"]
+Tune = Literal["yarn", "temperature", "factors"]
 BASELINES = ("none", "linear", "ntk", "ntk-by-parts")
 FEWEST_DOCUMENTS = 5
 """With fewer calibration documents nothing is claimed: one document can make a model worse."""
 
 PROBE_TOKENS = 512
+GRADIENT_COST = 3
+"""Forward passes that one gradient counts for; measured 2.7."""
 REPLACEABLE = ("default", "linear", "ntk", "dynamic", "yarn")
 
 
@@ -168,7 +170,7 @@ def interruptible(trials: Trials) -> Iterator[list[int]]:
 
 def find(request: Request, trials: Trials, space: Space, documents: int) -> tuple[Point, bool]:
     """Run the search; (the best point, whether it ended by itself). Never above default YaRN on what was scored."""
-    corners = request.tune == "yarn"
+    corners = request.tune != "temperature"
     named = request.optimizer != "auto"
     trials.reserve = search.SETTLING if named and corners else 0
     trials.loss(space.default, documents if documents < search.FEW_DOCUMENTS else 1)
@@ -242,17 +244,48 @@ def validate(
     return tuple(rows), differences
 
 
+def once(nats_of: NatsOf) -> NatsOf:
+    """The same scorer for one set of documents, which scores no table twice."""
+    known: dict[Frequencies, Floats] = {}
+
+    def scored(table: Frequencies, documents: Sequence[Document]) -> Floats:
+        if table not in known:
+            known[table] = nats_of(table, documents)
+        return known[table]
+
+    return scored
+
+
+def finer_if_proved(
+    nats_of: NatsOf,
+    documents: Sequence[Document],
+    yarn: RopeSpec,
+    finer: RopeSpec,
+    bands: Bands,
+    objective: Objective,
+) -> tuple[RopeSpec, str]:
+    """The divisors only where held-out text proves them better than the YaRN that they came from; and a note of it."""
+    target, _ = objective.columns(bands, yarn.original_length)
+    after, before = (nats_of(as_loaded(spec), documents)[:, target].sum(axis=1) for spec in (finer, yarn))
+    gain = paired_difference(after, before, tokens_by_band(documents, bands)[:, target].sum(axis=1))
+    span = f"{gain.delta:+.4f} nats a token against YaRN, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}"
+    if not gain.high < 0:
+        return yarn, f"a divisor for each pair is not proved better on held-out text: {span}"
+    edge = "; a divisor lies on the bound of the search" if polish.on_bound(finer) else ""
+    return finer, f"a divisor for each pair is better on held-out text: {span}{edge}"
+
+
 def verdict(
-    differences: Mapping[str, Difference], objective: Objective, documents: int, point: Point, default: Point
+    differences: Mapping[str, Difference], objective: Objective, documents: int, *, unchanged: bool
 ) -> tuple[str, str]:
-    """("calibrated" or "default", the reason in a sentence)."""
+    """("calibrated" or "default", the reason in a sentence); `unchanged` where the search ended on the default."""
     target = differences["beyond" if objective.positions == "last" else objective.positions]
     within = differences["within"]
     span = f"{target.delta:+.4f} nats a token, 95 % interval {target.low:+.4f} to {target.high:+.4f}"
     if documents < FEWEST_DOCUMENTS:
         few = f"{documents} calibration document{'s are' if documents > 1 else ' is'} too few to claim anything"
         return "default", f"{few}; {FEWEST_DOCUMENTS} are needed"
-    if point == default:
+    if unchanged:
         return "default", "the search found nothing better than default YaRN"
     if not target.high < 0:  # a loss that is not a number proves nothing either
         return "default", f"on held-out text the gain over default YaRN is not proved: {span}"
@@ -376,9 +409,16 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
         point, complete = find(request, trials, space, len(found))
         scaling = space.scaling(point)
         spec = replace(plain, scaling=scaling, max_length=length)
+        notes = list(_notes(corpus, loaded, space, point, complete))
+        gradients, held_out = 0, once(nats_of)
+        if request.tune == "factors" and complete:
+            finer, gradients = polish.divisors(loaded, rope.name, space, spec, found, bands, objective, observer.say)
+            spec, note = finer_if_proved(held_out, held, spec, finer, bands, objective)
+            notes.append(note)
         table = as_loaded(spec)
-        rows, differences = validate(nats_of, held, space, table, bands, observer.say)
-    decision, reason = verdict(differences, objective, len(found), point, space.default)
+        rows, differences = validate(held_out, held, space, table, bands, observer.say)
+    unchanged = spec.scaling == space.scaling(space.default)
+    decision, reason = verdict(differences, objective, len(found), unchanged=unchanged)
     if decision == "default":
         spec = method("yarn", plain, factor)
     m = spec.scaling.attention_factor
@@ -396,7 +436,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
         factors=(factor,),
         decision=decision,
         reason=reason,
-        notes=_notes(corpus, loaded, space, point, complete),
+        notes=tuple(notes),
         calibration={
             "documents": trials.best().documents,
             "tokens": int(tokens_by_band(found[: trials.best().documents], bands).sum()),
@@ -406,8 +446,8 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
         validation=rows,
         cost={
             "evaluations": trials.evaluations,
-            "gradients": 0,
-            "forward_equivalents": round(trials.forward_equivalents, 3),
+            "gradients": gradients,
+            "forward_equivalents": round(trials.forward_equivalents + GRADIENT_COST * gradients, 3),
             "tokens": trials.scored_tokens,
             "seconds": round(budget.seconds, 3),
             "peak_memory_bytes": peak_memory(loaded.device),

@@ -6,6 +6,7 @@ of `Space`. The caller keeps every trial, may stop the search at any time by rai
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -28,6 +29,7 @@ METHODS = {
 COARSE_CELLS = 36
 """The first sweep uses the smallest step that visits at most this many cells."""
 FINALISTS = 3
+GRADIENT_ITERATIONS = 30
 FEW_DOCUMENTS = 3
 TEMPERATURE_TRIALS = 7
 POLISH_TRIALS, POLISH_REACH = 3, 0.03
@@ -37,6 +39,14 @@ HOPELESS = 1e3
 """Nats a token above any loss that a model has."""
 SETTLING = 5
 """What settling on whole corners costs at most after a search on continuous ones: the default and `whole_cells`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of a search over divisors: the greatest ln λ, and (least, greatest) attention factor."""
+
+    log_divisor: float
+    attention_factor: tuple[float, float]
 
 
 def coarse_step(space: Space) -> int:
@@ -159,3 +169,54 @@ def by_name(loss: Loss, space: Space, documents: int, name: str, *, corners: boo
         options = {"eps": 0.02} if name == "l-bfgs-b" else {}
         found = optimize.minimize(at, begin, method=METHODS[name], bounds=box, options=options)
     return _best(loss, [start, *whole_cells(space, point_at(found.x))], documents, 1)[0]
+
+
+def divisors(
+    value_and_slope: Callable[[Floats, float], tuple[float, Floats, float]],
+    start: Floats,
+    attention_factor: float,
+    held: int,
+    bounds: Bounds,
+) -> tuple[Floats, float]:
+    """A divisor for each pair and the attention factor, by scipy's SLSQP with the exact slope.
+
+    value_and_slope   (ln λ [pairs], m) → (loss, its slope by ln λ, its slope by m)
+    start             ln λ of the point to start from; must not fall from pair to pair
+    held              this many first pairs, which turn often, keep the divisor 1
+    bounds            of ln λ (upper; the lower is 0) and of m
+
+    λ never falls from pair to pair: what is searched are its steps in log space, each at least 0. Returns the best that
+    was seen, which may be the start.
+    """
+    pairs = len(start)
+    seen: list[tuple[float, Floats, float]] = []
+
+    def unpacked(x: Floats) -> tuple[Floats, float]:
+        steps = np.concatenate([np.zeros(held), np.maximum(x[:-1], 0.0)])
+        return np.minimum(np.cumsum(steps), bounds.log_divisor), float(x[-1])
+
+    def at(x: Floats) -> tuple[float, Floats]:
+        log_divisors, m = unpacked(x)
+        loss, slope, slope_m = value_and_slope(log_divisors, m)
+        seen.append((loss, log_divisors, m))
+        # a step moves its own pair and all slower ones
+        by_step = np.cumsum(slope[::-1])[::-1][held:]
+        return loss, np.concatenate([by_step, [slope_m]])
+
+    steps = np.diff(np.concatenate([[0.0], start]))[held:]
+    total = {
+        "type": "ineq",
+        "fun": lambda x: bounds.log_divisor - x[:-1].sum(),
+        "jac": lambda x: np.concatenate([-np.ones(len(x) - 1), [0.0]]),
+    }
+    optimize.minimize(
+        at,
+        np.concatenate([steps, [attention_factor]]),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0.0, bounds.log_divisor)] * (pairs - held) + [bounds.attention_factor],
+        constraints=[total],
+        options={"maxiter": GRADIENT_ITERATIONS, "ftol": 1e-5},
+    )
+    _, best, m = min(seen, key=lambda entry: entry[0])
+    return best, m

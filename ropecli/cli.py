@@ -170,7 +170,11 @@ def calibrate_command(
     target_length: options.TargetLength = None,
     original_length: options.OriginalLength = None,
     tune: Annotated[
-        str, typer.Option(help="yarn: α, β and the temperature; temperature: that alone, α = 1 and β = 32 kept.")
+        str,
+        typer.Option(
+            help="yarn: α, β and the temperature; temperature: that alone, α = 1 and β = 32 kept; factors: a divisor "
+            "for each rotary pair (longrope), from the best yarn by gradient, kept only where it is proved better."
+        ),
     ] = "yarn",
     objective: Annotated[
         str,
@@ -224,8 +228,7 @@ def calibrate_command(
     del debug
     if output is not None:
         _check_output_file(output, force=force)
-    if tune not in ("yarn", "temperature"):
-        raise BadUsage(f"unknown {tune!r}", where="--tune", hint="yarn or temperature")
+    _one_of("--tune", tune, ("yarn", "temperature", "factors"))
     if factor is not None and len(factor) > 1:
         raise BadUsage("one factor at a time", where="--factor", hint="run once for each factor")
     if resume and output is None:
@@ -244,7 +247,7 @@ def calibrate_command(
             factor=factor[0] if factor else None,
             target_length=options.length(target_length, "--target-length") if target_length else None,
             original_length=options.length(original_length, "--original-length") if original_length else None,
-            tune="temperature" if tune == "temperature" else "yarn",
+            tune=tune,  # type: ignore[arg-type]
             objective=objective,
             guard=guard,
             optimizer=optimizer,

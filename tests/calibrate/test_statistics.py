@@ -107,7 +107,7 @@ def judged(
 ) -> tuple[str, str]:
     same = Difference(0.0, -0.001, 0.001, beyond.documents)
     differences = {"within": within or same, "beyond": beyond, "all": beyond}
-    return verdict(differences, Objective.parse(objective, guard), documents, point, DEFAULT)
+    return verdict(differences, Objective.parse(objective, guard), documents, unchanged=point == DEFAULT)
 
 
 GAIN = Difference(-0.05, -0.06, -0.04, 12)
