@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 demo: .venv/demo-ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
-test: .venv/test-ready lint
+test: .venv/test-ready .venv-runtimes/ready lint
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
 
@@ -27,5 +27,10 @@ lint: .venv/test-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[test]"
 	touch $@
 
+# other runtimes (transformers 4, MLX-LM, llama.cpp), each where it cannot disturb ours: about 600 MB
+.venv-runtimes/ready: .venv/test-ready tests/real_runtimes/environments.py
+	$(BIN)/python tests/real_runtimes/environments.py
+	touch $@
+
 clean:
-	rm -rf .venv build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-runtimes build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -81,8 +81,7 @@ def _link(source: Path, target: Path, how: str) -> bool:
             case "symlink":
                 target.symlink_to(source.resolve())
             case _:
-                with source.open("rb") as reader, target.open("xb") as writer:
-                    shutil.copyfileobj(reader, writer, 2**22)
+                shutil.copyfile(source, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoResource(
