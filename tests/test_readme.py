@@ -35,11 +35,17 @@ def commands() -> list[str]:
     return [line for line in lines if line and not line.startswith(MAKE) and "calibrate M " not in line]
 
 
+def in_shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """One line as a person types it."""
+    words = ["bash", "-o", "pipefail", "-c", command]
+    return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+
+
 def test_every_command_of_the_readme_runs(checkout: Path) -> None:
     """In the order in which they stand, each ends with status 0 and prints a result."""
     assert len(commands()) >= 8
     for command in commands():
-        run = subprocess.run(["bash", "-c", command], cwd=checkout, env=environment(), capture_output=True, text=True, check=False)
+        run = in_shell(command, checkout)
         assert run.returncode == 0, f"{command}\n{run.stderr}"
         assert run.stdout or run.stderr, command
 
@@ -51,7 +57,8 @@ def test_the_whole_job_in_one_line(checkout: Path) -> None:
     line = line.replace(
         "calibrate M --data F", "calibrate examples/tiny --data examples/text/calibration --max-evals 3"
     )
-    subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=checkout, env=environment(), check=True)
+    run = in_shell(line, checkout)
+    assert run.returncode == 0, run.stderr
     assert (checkout / "build/piped/model.safetensors").stat().st_size > 5_000_000
 
 
