@@ -40,12 +40,11 @@ LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 """Keys that hold one value for each layer in models whose layers all differ."""
 
 TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
-    "attention_factor": frozenset({"transformers", "transformers-4", "vllm", "exllamav3"}),
     "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
     "mscale": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
     "mscale_all_dim": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
 }
-"""Each spelling of YaRN's temperature, and the runtimes whose result depends on it."""
+"""Spellings of YaRN's temperature beside `attention_factor`, which is always written, and who depends on them."""
 
 SMALL = 1e-6
 """The lesser half of an mscale pair: so small that its own magnitude is 1, and not 0, which readers take for absent."""

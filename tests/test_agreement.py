@@ -1,0 +1,134 @@
+"""What convert writes means the same in every runtime that can compute it at all."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ropecli.agreement import as_longrope, disagreements
+from ropecli.checkpoint import Checkpoint
+from ropecli.conversion import Conversion, plan
+from ropecli.dialects import hf
+from ropecli.dialects.portable import stated_original
+from ropecli.frequencies import snapped_betas
+from ropecli.inspection import runtime_rows, with_text
+from ropecli.spec import RopeSpec, Yarn
+
+YARN_READERS = {
+    "transformers",
+    "transformers-4",
+    "vllm",
+    "vllm-2026-08",
+    "sglang",
+    "mlx-lm",
+    "exllamav3",
+    "tensorrt-llm",
+}
+"""Runtimes that honour α, β and some spelling of the temperature; the others have fixed betas or no YaRN for Llama."""
+
+LONGROPE_READERS = YARN_READERS | {"exllamav2", "tgi"}
+
+
+def llama(spec: RopeSpec, model_type: str = "llama", architecture: str = "LlamaForCausalLM") -> Checkpoint:
+    """A checkpoint of this geometry, without any scaling, as its config.json says it."""
+    config = {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "hidden_size": 4 * spec.head_dim,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "head_dim": spec.head_dim,
+        "max_position_embeddings": spec.original_length,
+        "rope_theta": spec.rope_theta,
+    }
+    text = json.dumps(config, indent=2)
+    return Checkpoint("model", "hf", Path("model"), None, config, text, model_type, hf.read(config))
+
+
+def written(conversion: Conversion) -> Checkpoint:
+    """The source with the config that would be written."""
+    return with_text(conversion.checkpoint, conversion.texts["config.json"])
+
+
+@st.composite
+def extensions(draw: st.DrawFn) -> RopeSpec:
+    """A YaRN with whole corners and a temperature, for a geometry such as models have."""
+    rotary_dim = draw(st.sampled_from([32, 64, 80, 96, 128, 256]))
+    rope_theta = draw(st.sampled_from([1e4, 1e5, 1.5e5, 5e5, 1e6, 8e6]))
+    length = draw(st.sampled_from([256, 2048, 4096, 8192, 32768, 131072]))
+    factor = draw(st.sampled_from([1.5, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]))
+    low = draw(st.integers(0, rotary_dim // 2 - 2))
+    high = draw(st.integers(low + 1, rotary_dim // 2))
+    m = draw(st.floats(0.8, 1.6))
+    plain = RopeSpec(rope_theta, rotary_dim, rotary_dim, length, length)
+    beta_fast, beta_slow = snapped_betas(plain, low, high)
+    return replace(plain, max_length=round(length * factor), scaling=Yarn(factor, m, beta_fast, beta_slow))
+
+
+@settings(max_examples=150)
+@given(extensions())
+def test_portable_yarn_is_the_same_everywhere(spec: RopeSpec) -> None:
+    """Frequencies within 5e-5 and the attention factor within 1e-4 of the intent, in every runtime that can."""
+    rows = runtime_rows(written(plan(llama(spec), {"default": spec})))
+    wrong = {name: row for name, row in rows.items() if name in YARN_READERS and not row.agrees}
+    assert not wrong
+
+
+@settings(max_examples=80)
+@given(extensions())
+def test_onnx_runtime_agrees_where_it_has_yarn(spec: RopeSpec) -> None:
+    """Its base class rounds nothing and needs 0 < low < high < d/2 − 1; snapped corners give it the same ramp."""
+    rows = runtime_rows(written(plan(llama(spec, "qwen2", "Qwen2ForCausalLM"), {"default": spec})))
+    row = rows["onnxruntime-genai"]
+    assume(row.max_rel_diff is not None)
+    assert row.agrees
+
+
+@settings(max_examples=80)
+@given(extensions())
+def test_longrope_carries_it_to_more(spec: RopeSpec) -> None:
+    """The same frequencies as divisors, wherever a whole original length gives the attention factor to 1e-4."""
+    m = spec.scaling.attention_factor
+    assume(m >= 1)
+    carried = as_longrope(spec)
+    stated = stated_original(carried)
+    # half a token of the stated length moves the attention factor by this much
+    assume(m / (4 * stated * math.log(stated)) < 9e-5)
+    rows = runtime_rows(written(plan(llama(spec), {"default": carried})))
+    assert not {name for name in LONGROPE_READERS if not rows[name].agrees}
+
+
+def test_those_that_cannot_are_named_with_what_helps() -> None:
+    """Fixed betas and missing kinds are told, each with flags, a carrier, or the plain word that nothing helps."""
+    plain = RopeSpec(1e6, 128, 128, 32768, 32768)
+    beta_fast, beta_slow = snapped_betas(plain, 20, 30)
+    spec = replace(plain, max_length=131072, scaling=Yarn(4.0, 1.05, beta_fast, beta_slow))
+    found = {other.runtime: other.help for other in disagreements(plan(llama(spec), {"default": spec}))}
+    assert found.keys() == {"llama.cpp", "exllamav2", "onnxruntime-genai", "tgi"}
+    assert "--emit llama.cpp" in found["llama.cpp"]
+    assert "--carrier longrope" in found["exllamav2"]
+    assert "--carrier longrope" in found["tgi"]
+    assert found["onnxruntime-genai"] == "no config makes it compute this"
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "absent"),
+    [
+        (("transformers",), {"attn_factor", "mscale", "mscale_all_dim"}),
+        (("sglang",), {"mscale", "mscale_all_dim"}),
+        (("mlx-lm", "vllm"), {"attn_factor"}),
+    ],
+)
+def test_fewer_runtimes_fewer_keys(runtimes: tuple[str, ...], absent: set[str]) -> None:
+    """Only the spellings that the named runtimes read are written, and those runtimes agree."""
+    plain = RopeSpec(1e6, 128, 128, 32768, 32768)
+    spec = replace(plain, max_length=131072, scaling=Yarn(4.0, 1.05, *snapped_betas(plain, 20, 30)))
+    conversion = plan(llama(spec), {"default": spec}, runtimes=runtimes)
+    config = json.loads(conversion.texts["config.json"])
+    for block in (config["rope_scaling"], config["rope_parameters"]):
+        assert not absent & block.keys()
+    assert not disagreements(conversion, runtimes)
