@@ -1,0 +1,116 @@
+"""`convert --bake` from the command line to the model: tables that are used, and a temperature in the weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ropecli.checkpoint import read_checkpoint, tensor_headers, verify
+from ropecli.cli import main
+from ropecli.tables import SHARD, SIDECAR, attach
+
+YARN = ["--rope-type", "yarn", "--factor", "4", "--attention-factor", "1.3"]
+
+
+def convert(source: Path, out: Path, *options: str) -> int:
+    """The exit status of one conversion."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", str(source), "-o", str(out), *YARN, *options])
+    return int(stopped.value.code or 0)
+
+
+def logits(folder: Path, *, tables: bool = False) -> torch.Tensor:
+    """Of 200 fixed tokens, in float32."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if tables:
+        attach(model, folder)
+    ids = torch.arange(200)[None] % 64
+    with torch.no_grad():
+        result: torch.Tensor = model(input_ids=ids).logits
+    return result
+
+
+def baked(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The field `baked` of `inspect --json`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["inspect", str(folder), "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)["baked"]
+    return found
+
+
+@pytest.mark.parametrize(("into", "name"), [("sidecar", SIDECAR), ("shards", SHARD)])
+def test_baked_tables_are_found_and_give_the_same_logits(into, name, checkpoint, tmp_path, capsys):
+    """A sidecar or a shard: inspect tells it, the weights verify, and a model that uses it computes the same."""
+    out = tmp_path / "out"
+    assert convert(checkpoint, out, "--bake", "cos-sin", "--bake-into", into) == 0
+    assert (out / name).is_file()
+    shown = baked(out, capsys)
+    assert (shown["path"], shown["length"], shown["layout"], shown["stale"]) == (name, 512, "half", False)
+    assert verify(read_checkpoint(str(out))) == ()
+    expected = logits(out)
+    assert torch.allclose(logits(out, tables=True), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
+def test_tables_of_another_config_are_stale(checkpoint, tmp_path, capsys):
+    """Whoever edits the config after baking is told by `inspect --verify`."""
+    out = tmp_path / "out"
+    assert convert(checkpoint, out, "--bake", "inv-freq") == 0
+    config = out / "config.json"
+    config.write_text(config.read_text("utf-8").replace('"rope_theta": 10000.0', '"rope_theta": 20000.0'), "utf-8")
+    assert baked(out, capsys)["stale"] is True
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(out), "--verify"])
+    assert stopped.value.code == 1
+
+
+def test_a_new_conversion_leaves_old_tables_behind(checkpoint, tmp_path):
+    """A sidecar says what the old config meant, so it does not go along."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert convert(checkpoint, first, "--bake", "cos-sin") == 0
+    assert convert(first, second) == 0
+    assert not (second / SIDECAR).exists()
+
+
+def test_a_folded_temperature_gives_the_same_logits(checkpoint, tmp_path):
+    """The config says 1, the query and key weights carry m, and only their shards are new files."""
+    plain, folded = tmp_path / "plain", tmp_path / "folded"
+    assert convert(checkpoint, plain) == 0
+    assert convert(checkpoint, folded, "--bake", "attention-factor", "--weights", "hardlink") == 0
+    assert read_checkpoint(str(folded)).ropes[0].spec.scaling.attention_factor == 1
+    old, new = tensor_headers(plain), tensor_headers(folded)
+    changed = {
+        name
+        for name in old
+        if old[name].file.read_bytes()[old[name].begin : old[name].end]
+        != new[name].file.read_bytes()[new[name].begin : new[name].end]
+    }
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "k_proj"}
+    same = [name for name in old if "mlp" in name and new[name].file.name == old[name].file.name]
+    assert same
+    assert torch.allclose(logits(folded), logits(plain), atol=5e-3 * float(logits(plain).abs().max()))
+
+
+def test_nothing_to_fold_is_said(checkpoint, tmp_path, capsys):
+    """A factor of 1 has nothing to put into the weights, and nothing is written."""
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "convert",
+                str(checkpoint),
+                "-o",
+                str(out),
+                *YARN[:4],
+                "--attention-factor",
+                "1",
+                "--bake",
+                "attention-factor",
+            ]
+        )
+    assert stopped.value.code == 2
+    assert "nothing to fold" in capsys.readouterr().err
+    assert not out.exists()
