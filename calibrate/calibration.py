@@ -16,6 +16,8 @@ from ropecli.spec import LARGEST, Longrope, RopeSpec, Scaling, Yarn, scaling_to_
 
 KIND = "ropecli.calibration"
 ORIGINAL = "original_max_position_embeddings"
+YARN_LAW = (0.1, 1.0)
+"""YaRN's own temperature, m(s) = 0.1·ln s + 1, as (a, b) (arXiv 2309.00071, equation 22)."""
 
 
 def rope_to_json(spec: RopeSpec) -> dict[str, Any]:
@@ -182,11 +184,83 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """What the search found for one factor, and what it is worth on held-out text.
+
+    spec              what the decision is about: the search's result where it is proved better, else default YaRN
+    attention_factor  m as the search found it, whatever the decision
+    complete          whether the search ended by itself
+    trace             the trials, as JSON
+    """
+
+    spec: RopeSpec
+    attention_factor: float
+    complete: bool
+    decision: str
+    reason: str
+    notes: tuple[str, ...]
+    calibration: Mapping[str, Any]
+    validation: tuple[Validation, ...]
+    cost: Mapping[str, Any]
+    trace: tuple[Mapping[str, Any], ...]
+
+    @property
+    def factor(self) -> float:
+        """The extension factor s."""
+        return self.spec.scaling.factor
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `fits`."""
+        return {
+            "factor": self.factor,
+            "decision": self.decision,
+            "reason": self.reason,
+            "rope": rope_to_json(self.spec),
+            "calibration": dict(self.calibration),
+            "cost": dict(self.cost),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """The attention factor over several factors, m(s) = a·ln s + b, each factor with the same weight.
+
+    points            (factor, attention factor that the search found, whatever the decision for that factor was)
+    a_ci95, b_ci95    95 % intervals; None with two points, which any line fits
+    default_rejected  whether YaRN's own a = 0.1, b = 1 (`YARN_LAW`) is rejected at the 5 % level;
+                      None with two points
+    """
+
+    a: float
+    b: float
+    a_ci95: tuple[float, float] | None
+    b_ci95: tuple[float, float] | None
+    points: tuple[tuple[float, float], ...]
+    default_rejected: bool | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The `law` block of a calibration file."""
+        a, b = YARN_LAW
+        return {
+            "a": self.a,
+            "b": self.b,
+            "a_ci95": self.a_ci95 and list(self.a_ci95),
+            "b_ci95": self.b_ci95 and list(self.b_ci95),
+            "points": [{"factor": factor, "attention_factor": m} for factor, m in self.points],
+            "default": {"a": a, "b": b},
+            "default_rejected": self.default_rejected,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """A finished calibration. `decision` is "calibrated" only where held-out text proves the gain.
 
-    reason  the verdict in a sentence
-    notes   what a reader of the numbers should know: blocks, bounds, few documents
+    reason       the verdict in a sentence
+    notes        what a reader of the numbers should know: blocks, bounds, few documents
+    temperature  (a, b) of m = a·ln s + b: the law's, or for one factor b = 1 and the a that gives its m
+    fits, law    where several factors were asked for; then `spec`, `inv_freq`, `decision`, `reason` and `calibration`
+                 are those of the largest factor, and costs are summed
     """
 
     checkpoint: Mapping[str, Any]
@@ -204,10 +278,16 @@ class Calibration:
     data: tuple[Mapping[str, Any], ...]
     seed: int
     versions: Mapping[str, str]
+    fits: tuple[Fit, ...] = ()
+    law: Law | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The calibration file."""
         a, b = self.temperature
+        several = {
+            "fits": [fit.to_json() for fit in self.fits],
+            "law": None if self.law is None else self.law.to_json(),
+        }
         return {
             "schema_version": 1,
             "kind": KIND,
@@ -226,6 +306,7 @@ class Calibration:
             "data": [dict(source) for source in self.data],
             "seed": self.seed,
             "versions": dict(self.versions),
+            **(several if self.fits else {}),
         }
 
 

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TypeAlias
-
-import numpy as np
 
 from calibrate.calibration import read_calibration
 from calibrate.corpus import Document, Text, read_texts, tokenize
 from calibrate.model import LoadedModel, Settings, as_loaded, load, rotating_with
 from calibrate.objective import method
+from calibrate.protocols import FULL, SLIDING, YARN, Sums, check_protocol, default_stride, measure
 from calibrate.run import extensible
 from calibrate.score import Bands, Counts, Floats, nats_by_band, tokens_by_band
-from calibrate.statistics import Difference, paired_difference, standard_error
+from calibrate.statistics import Difference, standard_error
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCalibration, BadCheckpoint, BadUsage
 from ropecli.frequencies import Frequencies
@@ -25,7 +25,12 @@ AS_IS = "config"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for; the names are the command line's."""
+    """What the user asked for; the names are the command line's.
+
+    window    tokens in a bin of `Row.by_position`; None: longest / 64, at least 16
+    by_position  whether the loss by position is wanted, too; `full` alone has it
+    protocol, stride  see calibrate.protocols
+    """
 
     sources: tuple[str, ...]
     data: tuple[str, ...]
@@ -36,16 +41,34 @@ class Request:
     documents: int | None = None
     windows: int | None = None
     text_field: str = "text"
+    window: int | None = None
+    by_position: bool = False
+    protocol: str = FULL
+    stride: int | None = None
     settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One loss: a checkpoint, a method and a length, over all positions before that length.
+class Bin:
+    """The loss at positions start ≤ p < end, in nats a token, and its standard error over documents, if it has one.
 
-    nll              nats a token; ppl = exp(nll)
+    The first bin starts at 1: nothing predicts the first token of a window.
+    """
+
+    start: int
+    end: int
+    nll: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One loss: a checkpoint, a method and a length, over the positions that the protocol scores.
+
+    nll              nats a token (under `yarn` a mean of window means); ppl = exp(nll)
     standard_error   of nll, over documents; None with a single document
-    within, beyond   nats a token at positions up to the original length and after it; None where there are none
+    within, beyond   nats a token at positions up to the original length and after it; None where there are none, and
+                     under every protocol but `full`
     difference       from the first row of the same length, paired by document; None for that row itself
     """
 
@@ -61,6 +84,10 @@ class Row:
     beyond: float | None
     difference: Difference | None
     beyond_difference: Difference | None
+    original_length: int
+    protocol: str = FULL
+    stride: int | None = None
+    by_position: tuple[Bin, ...] = ()
 
 
 def _calibrated(path: str, spec: RopeSpec) -> RopeSpec:
@@ -84,25 +111,6 @@ def _spec_of(name: str, plain: RopeSpec, factor: float, length: int) -> RopeSpec
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
-    """Per document: nats and predicted tokens over a range of positions."""
-
-    nats: Floats
-    tokens: Counts
-
-    @property
-    def nll(self) -> float | None:
-        total = int(self.tokens.sum())
-        return float(self.nats.sum()) / total if total else None
-
-    def minus(self, first: "_Sums | None") -> Difference | None:
-        """The paired difference, where both are over the same tokens of the same documents."""
-        if first is None or not np.array_equal(first.tokens, self.tokens) or not self.tokens.sum():
-            return None
-        return paired_difference(self.nats, first.nats, self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
 class _Pass:
     """One pass of one method: nats [documents, bands] with the band edges."""
 
@@ -110,14 +118,15 @@ class _Pass:
     counts: Counts
     edges: tuple[int, ...]
 
-    def sums(self, low: int, high: int) -> _Sums:
+    def sums(self, low: int, high: int) -> Sums:
         """Over positions low ≤ p < high; both are edges."""
         chosen = [i for i, edge in enumerate(self.edges[:-1]) if low <= edge < high]
-        return _Sums(self.nats[:, chosen].sum(axis=1), self.counts[:, chosen].sum(axis=1))
+        tokens = self.counts[:, chosen].sum(axis=1)
+        return Sums(self.nats[:, chosen].sum(axis=1), tokens, tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class _Method:
+class Method:
     """A name that was asked for and the embedding that it puts into a layer; spec None is the checkpoint as it is.
 
     by_length  whether its frequencies depend on the length, so that a prefix of a longer window is no substitute
@@ -128,74 +137,103 @@ class _Method:
     spec: RopeSpec | None
     by_length: bool
 
+    def tables(self, length: int) -> Mapping[str, Frequencies]:
+        """What to put into the model for windows of `length` tokens."""
+        return {} if self.spec is None else {self.layer: as_loaded(self.spec, length)}
+
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """One loaded checkpoint with everything that its rows need."""
+    """One loaded checkpoint with everything that its rows need.
+
+    bins  ascending edges of the loss by position, from 1 to the longest length; empty where it is not wanted
+    """
 
     source: str
     loaded: LoadedModel
     documents: tuple[Document, ...]
     lengths: tuple[int, ...]
     original_length: int
+    bins: tuple[int, ...]
 
-    def score(self, method: _Method, longest: int) -> _Pass:
+    def score(self, method: Method, longest: int) -> _Pass:
         """One pass over windows of `longest` tokens."""
-        edges = {1, longest, *(n for n in (*self.lengths, self.original_length) if 1 < n < longest)}
+        edges = {1, longest, *(n for n in (*self.lengths, self.original_length, *self.bins) if 1 < n < longest)}
         bands = Bands(tuple(sorted(edges)))
-        tables: Mapping[str, Frequencies] = (
-            {} if method.spec is None else {method.layer: as_loaded(method.spec, longest)}
-        )
-        with rotating_with(self.loaded.model, tables):
+        with rotating_with(self.loaded.model, method.tables(longest)):
             nats = nats_by_band(self.loaded, self.documents, bands)
         return _Pass(nats, tokens_by_band(self.documents, bands), bands.edges)
 
 
-_First: TypeAlias = dict[tuple[tuple[Document, ...], int, str], _Sums]
+_First: TypeAlias = dict[tuple[tuple[Document, ...], int, str], Sums]
 """The sums of the first row over the same windows, length and positions: what later rows are compared with."""
+
+
+def _error(sums: Sums) -> float | None:
+    error = standard_error(sums.nats, sums.weights)
+    return None if math.isnan(error) else error
+
+
+def _bins(scored: _Pass, edges: Sequence[int]) -> Iterator[Bin]:
+    for start, end in pairwise(edges):
+        sums = scored.sums(start, end)
+        if sums.nll is not None:
+            yield Bin(start, end, sums.nll, _error(sums))
 
 
 def _row(subject: _Subject, name: str, length: int, scored: _Pass, first: _First) -> Row:
     original = min(subject.original_length, length)
-    whole, within, beyond = scored.sums(1, length), scored.sums(1, original), scored.sums(original, length)
-    nll = whole.nll
-    if nll is None:
-        raise BadUsage("a length needs at least two tokens", where="--lengths")
-    error = standard_error(whole.nats, whole.tokens)
-    row = Row(
-        subject.source,
-        name,
-        length,
-        len(subject.documents),
-        int(whole.tokens.sum()),
-        nll,
-        math.exp(min(nll, 700)),
-        None if math.isnan(error) else error,
-        within.nll,
-        beyond.nll,
-        whole.minus(first.get((subject.documents, length, "all"))),
-        beyond.minus(first.get((subject.documents, length, "beyond"))),
+    beyond = scored.sums(original, length)
+    row = _whole(subject, name, length, scored.sums(1, length), first)
+    row = replace(
+        row,
+        within=scored.sums(1, original).nll,
+        beyond=beyond.nll,
+        beyond_difference=beyond.minus(first.get((subject.documents, length, "beyond"))),
+        by_position=tuple(_bins(scored, subject.bins)) if length == subject.lengths[-1] else (),
     )
-    first.setdefault((subject.documents, length, "all"), whole)
     first.setdefault((subject.documents, length, "beyond"), beyond)
     return row
 
 
-def _methods(request: Request, checkpoint: Checkpoint, longest: int) -> list[_Method]:
+def _whole(subject: _Subject, name: str, length: int, whole: Sums, first: _First) -> Row:
+    nll = whole.nll
+    if nll is None:
+        raise BadUsage("a length needs at least two tokens", where="--lengths")
+    row = Row(
+        model=subject.source,
+        method=name,
+        length=length,
+        documents=len(subject.documents),
+        tokens=int(whole.tokens.sum()),
+        nll=nll,
+        ppl=math.exp(min(nll, 700)),
+        standard_error=_error(whole),
+        within=None,
+        beyond=None,
+        difference=whole.minus(first.get((subject.documents, length, "all"))),
+        beyond_difference=None,
+        original_length=subject.original_length,
+    )
+    first.setdefault((subject.documents, length, "all"), whole)
+    return row
+
+
+def wanted_methods(request: Request, checkpoint: Checkpoint, longest: int) -> list[Method]:
     """What was asked for, all of it before any is scored. Raises BadUsage, BadCalibration and BadCheckpoint."""
     found = []
     for name in request.methods or (AS_IS,):
         if name == AS_IS:
-            found.append(_Method(name, "", None, any(rope.spec.length_dependent for rope in checkpoint.ropes)))
+            found.append(Method(name, "", None, any(rope.spec.length_dependent for rope in checkpoint.ropes)))
             continue
         rope, plain = extensible(checkpoint, request.original_length)
         factor = request.factor or max(longest / plain.original_length, 1.0)
         spec = _spec_of(name, plain, factor, longest)
-        found.append(_Method(name, rope.name, spec, spec.length_dependent))
+        found.append(Method(name, rope.name, spec, spec.length_dependent))
     return found
 
 
-def _rows(subject: _Subject, methods: Sequence[_Method], first: _First) -> Iterator[Row]:
+def _rows(subject: _Subject, methods: Sequence[Method], first: _First) -> Iterator[Row]:
     for wanted in methods:
         if wanted.by_length:
             # shortest first: transformers' dynamic NTK remembers the longest sequence that it has seen
@@ -207,8 +245,18 @@ def _rows(subject: _Subject, methods: Sequence[_Method], first: _First) -> Itera
             yield _row(subject, wanted.name, length, scored, first)
 
 
-def _lengths(request: Request, checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:
-    """(lengths, ascending; the original length)."""
+def _protocol_rows(subject: _Subject, methods: Sequence[Method], request: Request, first: _First) -> Iterator[Row]:
+    for wanted in methods:
+        for length in subject.lengths:
+            tables = wanted.tables(length if wanted.by_length else subject.lengths[-1])
+            with rotating_with(subject.loaded.model, tables):
+                sums = measure(subject.loaded, subject.documents, request.protocol, length, request.stride)
+            stride = default_stride(request.protocol, request.stride, length)
+            yield replace(_whole(subject, wanted.name, length, sums, first), protocol=request.protocol, stride=stride)
+
+
+def wanted_lengths(request: Request, checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:
+    """(lengths, ascending; the original length). Raises BadCheckpoint and BadUsage."""
     if not checkpoint.ropes:
         raise BadCheckpoint("the model has no rotary embedding", where=checkpoint.source)
     spec = max(checkpoint.ropes, key=lambda rope: rope.spec.max_length).spec
@@ -221,8 +269,17 @@ def _lengths(request: Request, checkpoint: Checkpoint) -> tuple[tuple[int, ...],
 
 def _subject(request: Request, source: str, lengths: tuple[int, ...], original: int, texts: Sequence[Text]) -> _Subject:
     loaded = load(source, request.settings)
-    corpus = tokenize(texts, loaded.encode, lengths[-1], bos=loaded.bos, windows=request.windows)
-    return _Subject(source, loaded, corpus.documents[: request.documents], lengths, original)
+    check_protocol(request.protocol, request.stride, lengths, loaded.bos)
+    windows, bos, longest = request.windows, loaded.bos, lengths[-1]
+    if request.protocol != FULL:
+        # the pieces of these protocols put the token in front themselves, and one window is nothing to slide over
+        bos = None
+        slides = request.protocol == SLIDING or (request.protocol == YARN and request.stride is not None)
+        windows = windows or (2 if slides else None)
+    corpus = tokenize(texts, loaded.encode, longest, bos=bos, windows=windows)
+    step = request.window or max(longest // 64, 16)
+    bins = (1, *range(step if step > 1 else 2, longest, step), longest) if request.by_position else ()
+    return _Subject(source, loaded, corpus.documents[: request.documents], lengths, original, bins)
 
 
 def evaluate(request: Request, observe: Callable[[Row], None]) -> tuple[Row, ...]:
@@ -231,15 +288,27 @@ def evaluate(request: Request, observe: Callable[[Row], None]) -> tuple[Row, ...
     The factor of the methods is `--factor`, or the longest length divided by the original one: every length is measured
     at the factor that would be served. `dynamic` is the exception, its scale is each length divided by the original.
     """
+    check_protocol(request.protocol, request.stride, sorted(request.lengths) or (2**40,), None)
+    if request.by_position and request.protocol != FULL:
+        raise BadUsage(
+            f"the protocol {request.protocol!r} has no loss by position",
+            where="--protocol",
+            hint="--protocol full has it",
+        )
     texts, _ = read_texts(request.data, request.text_field)
     first: _First = {}
     rows: list[Row] = []
     for source in request.sources:
         checkpoint = read_checkpoint(source)
-        lengths, original = _lengths(request, checkpoint)
-        methods = _methods(request, checkpoint, lengths[-1])
+        lengths, original = wanted_lengths(request, checkpoint)
+        methods = wanted_methods(request, checkpoint, lengths[-1])
         subject = _subject(request, source, lengths, original, texts)
-        for row in _rows(subject, methods, first):
+        found = (
+            _rows(subject, methods, first)
+            if request.protocol == FULL
+            else _protocol_rows(subject, methods, request, first)
+        )
+        for row in found:
             observe(row)
             rows.append(row)
     return tuple(rows)

@@ -43,7 +43,9 @@ def file_fingerprint(path: Path) -> str:
 
 
 def _key(table: Frequencies, documents: Sequence[Document]) -> str:
-    content = repr((table.inv_freq, table.attention_factor, [document.name for document in documents]))
+    # one text gives other windows at another length, and tables without scaling are the same for every factor
+    texts = [(document.name, len(document.windows), len(document.windows[0])) for document in documents]
+    content = repr((table.inv_freq, table.attention_factor, texts))
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,10 +69,16 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def _source(source: str) -> tuple[str, dict[str, Any]]:
-    """What to give `from_pretrained`: a GGUF is a file inside a folder, everything else is a folder or a Hub id."""
+    """What to give `from_pretrained`: a GGUF is a file inside a folder, everything else a folder or a Hub id.
+
+    A Hub id may end in `@revision`; a folder of such a name is a folder.
+    """
     if source.lower().endswith(".gguf"):
         folder, _, name = source.rpartition("/")
         return folder or ".", {"gguf_file": name}
+    repo, at, revision = source.partition("@")
+    if at and not Path(source).exists():
+        return repo, {"revision": revision}
     return source, {}
 
 
@@ -98,8 +105,9 @@ def _refuse_gaps(source: str, info: Mapping[str, Any]) -> None:
 
 
 def load(source: str, settings: Settings) -> LoadedModel:
-    """Load the checkpoint for scoring; pickle files are never opened.
+    """Load the checkpoint for scoring: a folder, a GGUF file, or a Hub id with or without `@revision`.
 
+    Pickle files are never opened.
     Weights keep the checkpoint's own dtype unless `settings.dtype` names one; rotary tables stay float32.
     Raises BadUsage for an unknown device or dtype, BadCheckpoint when transformers cannot load it or the weights do not
     fill the model, NoResource when memory runs out.

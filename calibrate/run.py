@@ -1,5 +1,10 @@
-"""The story of a calibration on one page: load → split → search → held-out check → verdict."""
+"""The story of a calibration on one page: load → split → search → held-out check → verdict.
 
+Several factors share the model, the text and the budget; each has its own windows, search and held-out check. The
+attention factors that the searches found give the law m(s) = a·ln s + b.
+"""
+
+import functools
 import math
 import platform
 import resource
@@ -10,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +23,13 @@ import numpy as np
 import torch
 
 from calibrate import polish, search
-from calibrate.calibration import Calibration, Validation
+from calibrate.calibration import YARN_LAW, Calibration, Fit, Law, Validation
 from calibrate.corpus import Corpus, Document, Source, read_texts, split, tokenize
 from calibrate.journal import Journal, file_fingerprint
 from calibrate.model import LoadedModel, Settings, as_loaded, load, rotating_with
 from calibrate.objective import Objective, Point, Space, method
 from calibrate.score import Bands, Floats, nats_by_band, token_nll, tokens_by_band
-from calibrate.statistics import Difference, paired_difference
+from calibrate.statistics import Difference, fitted_line, paired_difference
 from calibrate.trials import Budget, NatsOf, SearchStopped, Trial, Trials
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
@@ -47,7 +53,7 @@ class Request:
 
     source: str
     data: tuple[str, ...]
-    factor: float | None = None
+    factors: tuple[float, ...] = ()
     target_length: int | None = None
     original_length: int | None = None
     tune: Tune = "yarn"
@@ -119,6 +125,26 @@ def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -
     if length == spec.original_length:
         raise BadUsage(f"a factor of {scale:g} adds no token to {length}", where="--factor")
     return scale, length
+
+
+def extensions(request: Request, spec: RopeSpec) -> tuple[tuple[float, int], ...]:
+    """(factor, window length in tokens) of every factor that was asked for, the largest first.
+
+    Raises BadUsage for an extension of nothing, a factor that is given twice, and a budget that is smaller than one
+    evaluation a factor.
+    """
+    if not request.factors:
+        return (extension(spec, None, request.target_length),)
+    factors = sorted(request.factors, reverse=True)
+    if len(set(factors)) < len(factors):
+        twice = next(a for a, b in pairwise(factors) if a == b)
+        raise BadUsage(f"{twice:g} is given twice", where="--factor")
+    if request.max_evals is not None and request.max_evals < len(factors):
+        raise BadUsage(
+            f"expected at least one evaluation for each of {len(factors)} factors, found {request.max_evals}",
+            where="--max-evals",
+        )
+    return tuple(extension(spec, factor, request.target_length) for factor in factors)
 
 
 def scorer(loaded: LoadedModel, layer: str, bands: Bands) -> Callable[[Frequencies, Sequence[Document]], Floats]:
@@ -325,9 +351,10 @@ def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, comp
     return tuple(notes)
 
 
-def _trial_to_json(trial: Trial) -> dict[str, Any]:
+def _trial_to_json(trial: Trial, factor: float) -> dict[str, Any]:
     low, high, m = trial.point
     return {
+        "factor": factor,
         "parameters": {"low": float(low), "high": float(high), "attention_factor": m},
         "nll": trial.nll if math.isfinite(trial.nll) else None,
         "documents": trial.documents,
@@ -336,39 +363,101 @@ def _trial_to_json(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _plan(space: Space, parts: Sequence[Sequence[Document]], loaded: LoadedModel, length: int) -> str:
-    found, held = parts
-    windows = [sum(len(document.windows) for document in part) for part in parts]
-    return (
-        f"L = {space.spec.original_length}, factor {space.factor:g}, windows of {length} tokens; "
-        f"search on {len(found)} documents ({windows[0] * length:,} tokens), "
-        f"held-out check on {len(held)} ({windows[1] * length:,} tokens); {loaded.device.type}, {loaded.dtype}"
-    )
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One factor to be fitted: its windows, and which documents are searched on and which are held out."""
+
+    space: Space
+    length: int
+    bands: Bands
+    corpus: Corpus
+    found: tuple[Document, ...]
+    held: tuple[Document, ...]
+
+    @property
+    def plan(self) -> str:
+        """What will be done, in a sentence."""
+        searched, held = (sum(len(d.windows) for d in part) * self.length for part in (self.found, self.held))
+        return (
+            f"L = {self.space.spec.original_length}, factor {self.space.factor:g}, windows of {self.length} tokens; "
+            f"search on {len(self.found)} documents ({searched:,} tokens), "
+            f"held-out check on {len(self.held)} ({held:,} tokens)"
+        )
 
 
-def _expected_passes(request: Request, space: Space, documents: int) -> float:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What all factors share, and the tasks, the largest factor first.
+
+    layer  the layer type whose embedding is extended
+    plain  that embedding without scaling
+    """
+
+    checkpoint: Checkpoint
+    layer: str
+    plain: RopeSpec
+    loaded: LoadedModel
+    sources: tuple[Source, ...]
+    objective: Objective
+    tasks: tuple[Task, ...]
+
+
+def prepare(request: Request) -> Prepared:
+    """Load the model once, and cut the text into windows for every factor. What can be refused is refused here."""
+    objective = Objective.parse(request.objective, request.guard)
+    checkpoint = read_checkpoint(request.source)
+    rope, plain = extensible(checkpoint, request.original_length)
+    wanted = [(Space(plain, factor), length) for factor, length in extensions(request, plain)]
+    bands = [objective.bands(plain.original_length, length) for _, length in wanted]
+    texts, sources = read_texts(request.data, request.text_field)
+    # a Hub id's path is a cache folder that may hold the config alone
+    is_local = checkpoint.path is not None and Path(request.source).exists()
+    loaded = load(str(checkpoint.path) if is_local else request.source, request.settings)
+    encode = functools.cache(loaded.encode)
+    tasks = []
+    for (space, length), edges in zip(wanted, bands, strict=True):
+        corpus = tokenize(texts, encode, length, bos=loaded.bos, windows=request.windows)
+        found, held = split(corpus.documents[: request.documents], request.validation_fraction, request.seed)
+        tasks.append(Task(space, length, edges, corpus, found, held))
+    return Prepared(checkpoint, rope.name, plain, loaded, tuple(sources), objective, tuple(tasks))
+
+
+def share(budget: Budget, evaluations: int, tasks: Sequence[Task]) -> Budget:
+    """What the first of the tasks that are left may spend, after so many evaluations.
+
+    Evaluations are dealt in equal parts, time by window length; what one task leaves over is for the next.
+    """
+    evals, limit = budget.max_evals, budget.time_limit
+    if evals is not None:
+        evals = max((evals - evaluations) // len(tasks), 1)
+    if limit is not None and len(tasks) > 1:
+        gone = budget.seconds
+        limit = gone + (limit - gone) * tasks[0].length / sum(task.length for task in tasks)
+    return Budget(evals, limit, budget.began)
+
+
+def _expected_passes(request: Request, space: Space, documents: int, max_evals: int | None) -> float:
     if request.tune == "temperature":
         likely: float = search.TEMPERATURE_TRIALS + 2
     else:
         likely = search.race_passes(space, documents) if request.optimizer == "auto" else 80
-    return likely if request.max_evals is None else min(likely, request.max_evals)
+    return likely if max_evals is None else min(likely, max_evals)
 
 
-def _identity(
-    request: Request, checkpoint: Checkpoint, sources: Sequence[Source], loaded: LoadedModel
-) -> Mapping[str, Any]:
+def _identity(request: Request, prepared: Prepared) -> Mapping[str, Any]:
     """What must be the same for an earlier run's scores to be of use."""
     settings = asdict(request)
-    for changeable in ("source", "data", "journal", "resume", "max_evals", "time_limit", "settings"):
+    for changeable in ("source", "data", "journal", "resume", "max_evals", "time_limit", "settings", "factors"):
         del settings[changeable]
-    path = checkpoint.path
+    path = prepared.checkpoint.path
     files = [] if path is None else sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     return {
-        "checkpoint": checkpoint.config_sha256,
+        "checkpoint": prepared.checkpoint.config_sha256,
         "weights": [file_fingerprint(file) for file in files],
-        "data": [source.sha256 for source in sources],
-        "device": loaded.device.type,
-        "dtype": loaded.dtype,
+        "data": [source.sha256 for source in prepared.sources],
+        "device": prepared.loaded.device.type,
+        "dtype": prepared.loaded.dtype,
+        "factors": sorted(request.factors),
         **settings,
     }
 
@@ -377,71 +466,49 @@ def _data(sources: Sequence[Source]) -> tuple[Mapping[str, Any], ...]:
     return tuple(asdict(source) for source in sources)
 
 
-def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | None]:
-    """Search, check on held-out documents, decide. Returns the calibration and the signal that stopped it, if any.
-
-    Raises the kinds of `ropecli.errors` for everything a user can cause.
-    """
-    budget = Budget(request.max_evals, request.time_limit)
-    objective = Objective.parse(request.objective, request.guard)
-    checkpoint = read_checkpoint(request.source)
-    rope, plain = extensible(checkpoint, request.original_length)
-    factor, length = extension(plain, request.factor, request.target_length)
-    space = Space(plain, factor)
-    bands = objective.bands(plain.original_length, length)
-    texts, sources = read_texts(request.data, request.text_field)
-    loaded = load(str(checkpoint.path or request.source), request.settings)
-    corpus = tokenize(texts, loaded.encode, length, bos=loaded.bos, windows=request.windows)
-    chosen = corpus.documents[: request.documents]
-    found, held = split(chosen, request.validation_fraction, request.seed)
-    observer.say(_plan(space, (found, held), loaded, length))
-    observer.expect(_expected_passes(request, space, len(found)))
-    prove_alive(loaded, rope.name, space, found[0])
-
-    nats_of = scorer(loaded, rope.name, bands)
-    with ExitStack() as stack:
-        if request.journal is not None:
-            journal = Journal(request.journal, _identity(request, checkpoint, sources, loaded), resume=request.resume)
-            stack.callback(journal.close)
-            nats_of = journal.remembering(nats_of)
-        trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial)
-        signals = stack.enter_context(interruptible(trials))
+def fit(
+    request: Request,
+    prepared: Prepared,
+    task: Task,
+    remembering: Callable[[NatsOf], NatsOf],
+    budget: Budget,
+    observer: Observer,
+) -> tuple[Fit, int | None]:
+    """Search one factor, check on held-out documents, decide. Also returns the signal that stopped it, if any."""
+    loaded, layer, plain, objective = prepared.loaded, prepared.layer, prepared.plain, prepared.objective
+    space, bands, found = task.space, task.bands, task.found
+    began = budget.seconds
+    observer.expect(_expected_passes(request, space, len(found), budget.max_evals))
+    nats_of = remembering(scorer(loaded, layer, bands))
+    trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial)
+    with interruptible(trials) as signals:
         point, complete = find(request, trials, space, len(found))
-        scaling = space.scaling(point)
-        spec = replace(plain, scaling=scaling, max_length=length)
-        notes = list(_notes(corpus, loaded, space, point, complete))
+        spec = replace(plain, scaling=space.scaling(point), max_length=task.length)
+        notes = list(_notes(task.corpus, loaded, space, point, complete))
         gradients, held_out = 0, once(nats_of)
         if request.tune == "factors" and complete:
-            finer, gradients = polish.divisors(loaded, rope.name, space, spec, found, bands, objective, observer.say)
-            spec, note = finer_if_proved(held_out, held, spec, finer, bands, objective)
+            finer, gradients = polish.divisors(loaded, layer, space, spec, found, bands, objective, observer.say)
+            spec, note = finer_if_proved(held_out, task.held, spec, finer, bands, objective)
             notes.append(note)
-        table = as_loaded(spec)
-        rows, differences = validate(held_out, held, space, table, bands, observer.say)
+        rows, differences = validate(held_out, task.held, space, as_loaded(spec), bands, observer.say)
     unchanged = spec.scaling == space.scaling(space.default)
     decision, reason = verdict(differences, objective, len(found), unchanged=unchanged)
-    if decision == "default":
-        spec = method("yarn", plain, factor)
-    m = spec.scaling.attention_factor
-    seen = [t for t in trials.trials if t.documents == trials.best().documents]
+    documents = trials.best().documents
+    seen = [t for t in trials.trials if t.documents == documents]
     default_trials = [t.nll for t in seen if t.point == space.default]
-    calibration = Calibration(
-        checkpoint={
-            "source": request.source,
-            "model_type": checkpoint.model_type,
-            "config_sha256": checkpoint.config_sha256,
-        },
-        spec=spec,
-        inv_freq=frequencies(spec).inv_freq,
-        temperature=((m - 1) / math.log(factor), 1.0),
-        factors=(factor,),
+    best_trials = [t.nll for t in seen if t.point == point]
+    result = Fit(
+        spec=method("yarn", plain, space.factor) if decision == "default" else spec,
+        attention_factor=frequencies(spec).attention_factor,
+        complete=complete,
         decision=decision,
         reason=reason,
         notes=tuple(notes),
         calibration={
-            "documents": trials.best().documents,
-            "tokens": int(tokens_by_band(found[: trials.best().documents], bands).sum()),
+            "documents": documents,
+            "tokens": int(tokens_by_band(found[:documents], bands).sum()),
             "default_nll": default_trials[0] if default_trials else None,
-            "nll": min(t.nll for t in seen if t.point == point) if any(t.point == point for t in seen) else None,
+            "nll": min(best_trials, default=None),
         },
         validation=rows,
         cost={
@@ -449,15 +516,110 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
             "gradients": gradients,
             "forward_equivalents": round(trials.forward_equivalents + GRADIENT_COST * gradients, 3),
             "tokens": trials.scored_tokens,
-            "seconds": round(budget.seconds, 3),
+            "seconds": round(budget.seconds - began, 3),
             "peak_memory_bytes": peak_memory(loaded.device),
         },
-        search={"optimizer": request.optimizer, "trace": [_trial_to_json(trial) for trial in trials.trials]},
-        data=_data(sources),
+        trace=tuple(_trial_to_json(trial, space.factor) for trial in trials.trials),
+    )
+    return result, signals[0] if signals else None
+
+
+def law_of(fits: Sequence[Fit]) -> Law | None:
+    """The line through what the searches found, each factor with the same weight; None for a single factor.
+
+    The attention factors are those of the searches, also where a verdict kept the default: a line through defaults
+    would be YaRN's own. No search knows m to better than its tolerance.
+    """
+    if len(fits) < 2:
+        return None
+    points = tuple((found.factor, found.attention_factor) for found in fits)
+    factors, m = np.array(points).T
+    line = fitted_line(np.log(factors), m, YARN_LAW, resolution=search.TEMPERATURE_TOLERANCE)
+    return Law(line.slope, line.intercept, line.slope_ci95, line.intercept_ci95, points, line.against_rejected)
+
+
+def _joined_notes(fits: Sequence[Fit], law: Law | None, skipped: Sequence[str]) -> tuple[str, ...]:
+    shared = [note for note in fits[0].notes if all(note in found.notes for found in fits)]
+    own = [f"factor {found.factor:g}: {note}" for found in fits for note in found.notes if note not in shared]
+    about_law = []
+    if law is not None:
+        about_law.append("each factor has its own corners; the law is of the m that was found, whatever the decision")
+        if not all(found.complete for found in fits):
+            about_law.append("the law rests on a search that was stopped before it ended")
+    return (*shared, *own, *skipped, *about_law)
+
+
+def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | None]:
+    """Fit every factor and join the results. Returns the calibration and the signal that stopped it, if any.
+
+    The largest factor goes first, so that an interrupted run has it, and so that too little memory shows at once. A
+    signal or the time limit leaves out the factors whose turn had not come. Raises the kinds of `ropecli.errors` for
+    everything a user can cause.
+    """
+    budget = Budget(request.max_evals, request.time_limit)
+    prepared = prepare(request)
+    loaded, tasks = prepared.loaded, prepared.tasks
+    for task in tasks:
+        observer.say(f"{task.plan}; {loaded.device.type}, {loaded.dtype}")
+    prove_alive(loaded, prepared.layer, tasks[0].space, tasks[0].found[0])
+
+    fits: list[Fit] = []
+    skipped: list[str] = []
+    stopped_by = None
+    with ExitStack() as stack:
+        remembering: Callable[[NatsOf], NatsOf] = lambda nats_of: nats_of  # noqa: E731 - one of two
+        if request.journal is not None:
+            journal = Journal(request.journal, _identity(request, prepared), resume=request.resume)
+            stack.callback(journal.close)
+            remembering = journal.remembering
+        for index, task in enumerate(tasks):
+            over = request.time_limit is not None and budget.seconds >= request.time_limit
+            if stopped_by is not None or (fits and over):
+                skipped.append(f"factor {task.space.factor:g} was left out: the run was stopped before its turn")
+                continue
+            if len(tasks) > 1:
+                observer.say(f"factor {task.space.factor:g}:")
+            spent = sum(found.cost["evaluations"] for found in fits)
+            part = share(budget, spent, tasks[index:])
+            result, stopped_by = fit(request, prepared, task, remembering, part, observer)
+            fits.append(result)
+    return _joined(request, prepared, tuple(reversed(fits)), tuple(skipped), budget.seconds), stopped_by
+
+
+def _joined(
+    request: Request, prepared: Prepared, fits: tuple[Fit, ...], skipped: tuple[str, ...], seconds: float
+) -> Calibration:
+    """The calibration of all factors; `fits` ascend, and the last one speaks for all."""
+    largest, law = fits[-1], law_of(fits)
+    own = (largest.spec.scaling.attention_factor - 1) / math.log(largest.factor), 1.0
+    counted = ("evaluations", "gradients", "forward_equivalents", "tokens")
+    return Calibration(
+        checkpoint={
+            "source": request.source,
+            "model_type": prepared.checkpoint.model_type,
+            "config_sha256": prepared.checkpoint.config_sha256,
+        },
+        spec=largest.spec,
+        inv_freq=frequencies(largest.spec).inv_freq,
+        temperature=own if law is None else (law.a, law.b),
+        factors=tuple(found.factor for found in fits),
+        decision=largest.decision,
+        reason=largest.reason,
+        notes=_joined_notes(fits, law, skipped),
+        calibration=largest.calibration,
+        validation=tuple(row for found in fits for row in found.validation),
+        cost={
+            **{key: round(sum(found.cost[key] for found in fits), 3) for key in counted},
+            "seconds": round(seconds, 3),
+            "peak_memory_bytes": max(found.cost["peak_memory_bytes"] for found in fits),
+        },
+        search={"optimizer": request.optimizer, "trace": [trial for found in fits for trial in found.trace]},
+        data=_data(prepared.sources),
         seed=request.seed,
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in ("ropecli", "torch", "transformers", "scipy")},
         },
+        fits=fits if len(prepared.tasks) > 1 else (),
+        law=law,
     )
-    return calibration, signals[0] if signals else None

@@ -1,5 +1,6 @@
-"""Is a difference real? Paired by document, because documents differ far more than methods do."""
+"""Is a difference real, and is a law? Differences are paired by document: documents differ more than methods do."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,3 +56,53 @@ def standard_error(nats: Floats, tokens: Counts) -> float:
         return float("nan")
     residual = (nats - nats.sum() / tokens.sum() * tokens) / tokens.mean()
     return float(np.sqrt(residual.var(ddof=1) / count))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A straight line y = slope·x + intercept with its 95 % intervals (low, high).
+
+    against_rejected  whether the pair (slope, intercept) that it was tested against is rejected at the 5 % level
+
+    Two points leave nothing to judge the line by: the last three are None.
+    """
+
+    slope: float
+    intercept: float
+    slope_ci95: tuple[float, float] | None
+    intercept_ci95: tuple[float, float] | None
+    against_rejected: bool | None
+
+
+def fitted_line(x: Floats, y: Floats, against: tuple[float, float], *, resolution: float) -> Line:
+    """The least-squares line through points of equal weight, x and y [points], tested against another line.
+
+    against     (slope, intercept) to test, both at once: F = (β − β₀)ᵀ XᵀX (β − β₀) / (2 σ²) with 2 and points − 2
+                degrees of freedom (Draper and Smith, Applied Regression Analysis, 3rd ed., chapter 5)
+    resolution  how finely y is known; σ, the standard deviation around the line, is never taken to be less
+
+    The intervals are Student's t with points − 2 degrees of freedom (the same, chapter 1), one coefficient at a time.
+    Raises ValueError for fewer than two different x.
+    """
+    count, centre = len(x), float(x.mean())
+    spread = float(((x - centre) ** 2).sum())
+    if spread == 0:
+        raise ValueError("a line needs two different x")
+    slope = float(((x - centre) * (y - y.mean())).sum()) / spread
+    intercept = float(y.mean()) - slope * centre
+    if count < 3:
+        return Line(slope, intercept, None, None, None)
+    around = float(((y - slope * x - intercept) ** 2).sum()) / (count - 2)
+    variance = max(around, resolution**2)
+    reach = float(stats.t.ppf(0.975, count - 2)) * math.sqrt(variance)
+    of_slope, of_intercept = reach / math.sqrt(spread), reach * math.sqrt(1 / count + centre**2 / spread)
+    # (β − β₀)ᵀ XᵀX (β − β₀) is the squared distance between the two lines, summed over the points
+    apart = float((((slope - against[0]) * x + intercept - against[1]) ** 2).sum())
+    rejected = apart > 2 * variance * float(stats.f.ppf(0.95, 2, count - 2))
+    return Line(
+        slope,
+        intercept,
+        (slope - of_slope, slope + of_slope),
+        (intercept - of_intercept, intercept + of_intercept),
+        rejected,
+    )

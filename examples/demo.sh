@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road on the tiny checkpoint beside this file: inspect, calibrate, convert, evaluate. About a minute and a half.
+# The whole road on the tiny checkpoint beside this file: inspect, calibrate, convert, evaluate. Under a minute.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=build/demo

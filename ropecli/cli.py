@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -165,7 +166,8 @@ def calibrate_command(
     model: options.Model,
     data: options.Data,
     factor: Annotated[
-        list[float] | None, typer.Option("--factor", metavar="S", help="Extension factor: target length / L.")
+        list[float] | None,
+        typer.Option("--factor", metavar="S", help="Extension factor: target length / L. Repeat it for several."),
     ] = None,
     target_length: options.TargetLength = None,
     original_length: options.OriginalLength = None,
@@ -224,13 +226,14 @@ def calibrate_command(
     slowed by the factor. β is `beta_fast`: pairs that turn more often are kept. The temperature is one number m, the
     multiplier on cos and sin. Where held-out text does not prove a gain over default YaRN (α = 1, β = 32,
     m = 0.1·ln s + 1), the answer is the default, and says so.
+
+    With several factors each is fitted apart, the budget is shared, and the law m(s) = a·ln s + b is fitted through the
+    m that were found. The calibration file then serves the largest factor; the others are under `fits`.
     """
     del debug
     if output is not None:
         _check_output_file(output, force=force)
     _one_of("--tune", tune, ("yarn", "temperature", "factors"))
-    if factor is not None and len(factor) > 1:
-        raise BadUsage("one factor at a time", where="--factor", hint="run once for each factor")
     if resume and output is None:
         raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
     _quiet_libraries(verbose=verbose)
@@ -244,7 +247,7 @@ def calibrate_command(
         request = run.Request(
             source=model,
             data=tuple(data),
-            factor=factor[0] if factor else None,
+            factors=tuple(factor or ()),
             target_length=options.length(target_length, "--target-length") if target_length else None,
             original_length=options.length(original_length, "--original-length") if original_length else None,
             tune=tune,  # type: ignore[arg-type]
@@ -287,6 +290,15 @@ def _check_output_file(output: Path, *, force: bool) -> None:
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if not os.access(output.parent, os.W_OK):
         raise NoResource("the folder cannot be written to", where=str(output.parent))
+
+
+def _check_figure(path: Path, *, force: bool) -> None:
+    """What can be known of a figure before anything is computed for it."""
+    _check_output_file(path, force=force)
+    if path.suffix.lower() not in {".png", ".svg"}:
+        raise BadUsage(f"a figure is a .png or .svg file, found {path.suffix or 'no suffix'}", where=str(path))
+    if find_spec("matplotlib") is None:
+        raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"')
 
 
 def _quiet_libraries(*, verbose: bool) -> None:
@@ -594,6 +606,32 @@ def evaluate_command(
         float | None, typer.Option(min=1, metavar="S", help="Factor of the methods. Default: longest length / L.")
     ] = None,
     original_length: options.OriginalLength = None,
+    window: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Loss by position, too, at the longest length: in bins of N tokens."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png|.svg", help="Draw the loss by position; --window: longest / 64, at least 16."),
+    ] = None,
+    force: options.Force = False,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="full: every position of separate windows. sliding: windows --stride apart over each document, each "
+            "token once, in the first window that holds it. second-half: as llama.cpp, separate windows, the second "
+            "half of each. yarn: as eval/perplexity.py of the YaRN paper, the mean of window means, for its tables.",
+        ),
+    ] = "full",
+    stride: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens from one window to the next. Default: sliding half a window; yarn one window a document "
+            "(its --truncate).",
+        ),
+    ] = None,
     documents: options.Documents = None,
     windows: options.Windows = None,
     text_field: options.TextField = "text",
@@ -610,10 +648,12 @@ def evaluate_command(
     """The loss of every position, from one pass over windows of the longest length.
 
     Loss is nats a token, summed over predicted tokens and divided once; ppl is its exponential. ± is one standard error
-    over documents; "vs first row" is paired by document, with its 95 % interval.
+    over documents; "vs first" is paired by document, with its 95 % interval. The band of --plot is one standard error.
     """
     del debug
     _quiet_libraries(verbose=verbose)
+    if plot is not None:
+        _check_figure(plot, force=force)
     with render.data_only():
         from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
         from calibrate.model import Settings  # noqa: PLC0415
@@ -628,6 +668,10 @@ def evaluate_command(
             documents=documents,
             windows=windows,
             text_field=text_field,
+            window=options.length(window, "--window") if window else None,
+            by_position=window is not None or plot is not None,
+            protocol=protocol,
+            stride=options.length(stride, "--stride") if stride else None,
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
         )
         rows = evaluation.evaluate(
@@ -639,6 +683,12 @@ def evaluate_command(
             render.emit_json(render.row_to_json(row))
     else:
         render.show_rows(rows)
+        if window is not None:
+            render.show_positions(rows)
+    if plot is not None:
+        from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
+
+        plot_loss_by_position(render.curves(rows), plot, rows[0].original_length)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from calibrate.calibration import Calibration
+    from calibrate.calibration import Calibration, Law, Validation
     from calibrate.evaluation import Row
     from calibrate.statistics import Difference
     from calibrate.trials import Trial
@@ -428,34 +428,54 @@ def _interval(low: float, high: float) -> str:
 
 
 def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
-    """The verdict and the held-out table, on standard error (standard output holds the calibration file)."""
+    """The verdict and the held-out tables, on standard error (standard output holds the calibration file)."""
     if quiet:
         return
     console = _console(sys.stderr)
-    first = calibration.validation[0]
-    headings = [
-        "held-out perplexity",
-        *(row.positions + (" L" if row.positions != "all" else "") for row in calibration.validation),
-    ]
-    table = _plain_table(*headings)
-    labels = {"none": "no scaling", "linear": "PI (linear)", "ntk": "NTK-aware", "ntk-by-parts": "NTK-by-parts"}
-    for name, label in labels.items():
-        table.add_row(label, *(f"{math.exp(min(row.baselines[name], 700)):.3f}" for row in calibration.validation))
-    table.add_row("default YaRN", *(f"{row.default_ppl:.3f}" for row in calibration.validation))
-    table.add_row("search result", *(f"{row.ppl:.3f}" for row in calibration.validation))
-    table.add_row("change, nats a token", *(_signed(row.delta) for row in calibration.validation))
-    table.add_row("95 % interval", *(_interval(*row.ci95) for row in calibration.validation))
-    console.print(table)
+    held_out = {}
+    for factor in calibration.factors:
+        rows = [row for row in calibration.validation if row.factor == factor]
+        held_out[factor] = f"{rows[0].documents} held-out documents at {rows[0].length} tokens"
+        console.print(_held_out_table(rows))
+        if calibration.fits:
+            console.print(_text(f"factor {factor:g}: {held_out[factor]}\n"))
     cost = calibration.cost
-    console.print(
-        _text(
-            f"{first.documents} held-out documents at {first.length} tokens; {cost['evaluations']} evaluations cost "
-            f"{cost['forward_equivalents']:.1f} forward equivalents; {cost['seconds']:.0f} s in all"
-        )
+    spent = (
+        f"{cost['evaluations']} evaluations cost {cost['forward_equivalents']:.1f} forward equivalents; "
+        f"{cost['seconds']:.0f} s in all"
     )
+    console.print(_text(spent if calibration.fits else f"{held_out[calibration.factors[0]]}; {spent}"))
     for note in calibration.notes:
         console.print(_text(f"note: {note}"))
-    console.print(_text(f"decision: {calibration.decision} ({calibration.reason})"))
+    if calibration.law is not None:
+        console.print(_text(_law_line(calibration.law)))
+    for fit in calibration.fits:
+        console.print(_text(f"factor {fit.factor:g}: {fit.decision} ({fit.reason})"))
+    if not calibration.fits:
+        console.print(_text(f"decision: {calibration.decision} ({calibration.reason})"))
+
+
+def _held_out_table(rows: "Sequence[Validation]") -> Any:
+    headings = [row.positions + (" L" if row.positions != "all" else "") for row in rows]
+    table = _plain_table("held-out perplexity", *headings)
+    labels = {"none": "no scaling", "linear": "PI (linear)", "ntk": "NTK-aware", "ntk-by-parts": "NTK-by-parts"}
+    for name, label in labels.items():
+        table.add_row(label, *(f"{math.exp(min(row.baselines[name], 700)):.3f}" for row in rows))
+    table.add_row("default YaRN", *(f"{row.default_ppl:.3f}" for row in rows))
+    table.add_row("search result", *(f"{row.ppl:.3f}" for row in rows))
+    table.add_row("change, nats a token", *(_signed(row.delta) for row in rows))
+    table.add_row("95 % interval", *(_interval(*row.ci95) for row in rows))
+    return table
+
+
+def _law_line(law: "Law") -> str:
+    """What the attention factors of several factors say about YaRN's own law."""
+    verdicts = {
+        None: "two factors cannot say whether YaRN's 0.1·ln s + 1 is right",
+        True: "YaRN's 0.1·ln s + 1 is rejected (95 %)",
+        False: "YaRN's 0.1·ln s + 1 is not rejected (95 %)",
+    }
+    return f"m(s) = {law.a:.3f}·ln s {'-' if law.b < 0 else '+'} {abs(law.b):.3f}; {verdicts[law.default_rejected]}"
 
 
 def row_to_json(row: "Row") -> dict[str, Any]:
@@ -481,7 +501,46 @@ def row_to_json(row: "Row") -> dict[str, Any]:
         "beyond_nll": row.beyond,
         "difference": difference(row.difference),
         "beyond_difference": difference(row.beyond_difference),
+        "protocol": row.protocol,
+        "stride": row.stride,
+        "by_position": [
+            {"start": part.start, "end": part.end, "nll": part.nll, "standard_error": part.standard_error}
+            for part in row.by_position
+        ],
     }
+
+
+def curves(rows: Sequence["Row"]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Loss by position as lines of a figure: label → (middle of the bin, nats, ± one standard error)."""
+    several = len({row.model for row in rows}) > 1
+    found = {}
+    for row in rows:
+        if row.by_position:
+            found[f"{row.model} {row.method}" if several else row.method] = [
+                (
+                    (part.start + part.end - 1) / 2,
+                    part.nll,
+                    part.nll - (part.standard_error or 0),
+                    part.nll + (part.standard_error or 0),
+                )
+                for part in row.by_position
+            ]
+    return found
+
+
+def show_positions(rows: Sequence["Row"]) -> None:
+    """Loss by position: a line a bin, a column a method, ± one standard error over documents."""
+    for model, group in groupby((row for row in rows if row.by_position), key=lambda row: row.model):
+        columns = list(group)
+        table = _plain_table("positions", *(escape(printable(row.method)) for row in columns))
+        for parts in zip(*(row.by_position for row in columns), strict=True):
+            losses = (
+                f"{part.nll:.4f}" + ("" if part.standard_error is None else f" ±{part.standard_error:.4f}")
+                for part in parts
+            )
+            table.add_row(f"{parts[0].start:,}–{parts[0].end - 1:,}", *losses)
+        emit(f"{printable(model)}, nats a token by position\n")
+        emit_table(table)
 
 
 def _reach(difference: "Difference") -> str:
@@ -491,19 +550,18 @@ def _reach(difference: "Difference") -> str:
 
 def show_rows(rows: Sequence["Row"]) -> None:
     """The table of `ropecli evaluate`: standard errors over documents, 95 % reach of the paired difference."""
-    headings = ["method", "length", "nats a token", "ppl", "within L", "beyond L", "vs first, nats"]
-    for model, group in groupby(rows, key=lambda row: row.model):
-        table = _plain_table(*headings)
+    for (model, protocol), group in groupby(rows, key=lambda row: (row.model, row.protocol)):
+        parts = ["within L", "beyond L"] if protocol == "full" else []
+        table = _plain_table("method", "length", "nats a token", "ppl", *parts, "vs first, nats")
         for row in group:
             cells = [
                 row.method,
                 f"{row.length:,}",
                 f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
                 f"{row.ppl:.3f}",
-                "" if row.within is None else f"{math.exp(min(row.within, 700)):.3f}",
-                "" if row.beyond is None else f"{math.exp(min(row.beyond, 700)):.3f}",
+                *("" if nll is None else f"{math.exp(min(nll, 700)):.3f}" for nll in (row.within, row.beyond)[: len(parts)]),
                 "" if row.difference is None else f"{row.difference.delta:+.4f} {_reach(row.difference)}",
             ]
             table.add_row(*(escape(printable(cell)) for cell in cells))
-        emit(f"{printable(model)}\n")
+        emit(printable(model) + ("" if protocol == "full" else f", protocol {protocol}") + "\n")
         emit_table(table)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, assert_never
 
 from ropecli.dialects.hf_keys import NAMES
+from ropecli.dialects.hf_types import type_facts
 from ropecli.errors import BadUsage
 from ropecli.frequencies import SNAP, ntk_base, ramp_frequencies, snapped_betas, yarn_corners
 from ropecli.json_edit import ABSENT
@@ -38,6 +39,9 @@ OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith("_base"))
 
 LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 """Keys that hold one value for each layer in models whose layers all differ."""
+
+LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
+"""Model types whose class in transformers 5.23 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
 
 TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
     "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
@@ -195,9 +199,10 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
             where="rope_ratio",
             hint="convert it to a config that transformers knows (model_type glm)",
         )
+    model_type = str(text.get("model_type"))
     theta = written_theta(spec)
     kept = _kept(text, text.get("rope_parameters"), text.get("rope_scaling"))
-    scaling = scaling_dict(spec)
+    scaling = _scaling_of(model_type, spec)
     v5 = {"rope_theta": theta} | (scaling or {"rope_type": "default"}) | kept
     v4 = None if scaling is None and not kept else (scaling or {"rope_type": "default"}) | kept
     changes = _lengths(text, served_length(spec))
@@ -205,6 +210,7 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
     if schema != "v5":
         changes |= {"rope_theta": theta, "rope_scaling": v4}
         changes |= {key: kept[key] for key in ("partial_rotary_factor",) if key in kept}
+        changes |= _unusual_keys(model_type, theta, kept)
     elif "rope_scaling" in text:
         changes["rope_scaling"] = ABSENT
     if schema != "v4":
@@ -215,6 +221,31 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
         # transformers lets the top-level value win over the one in the dict; ExLlamaV2 and TGI read no other
         changes[ORIGINAL] = stated_original(spec)
     return _without_respelling(text, changes)
+
+
+def _scaling_of(model_type: str, spec: RopeSpec) -> dict[str, Any] | None:
+    """`scaling_dict` for a model type. Raises BadUsage for a scaling that its class refuses, or takes for another."""
+    scaling = scaling_dict(spec)
+    if scaling is None or model_type not in LONGROPE_ONLY:
+        return scaling
+    if scaling["rope_type"] != "longrope":
+        raise BadUsage(
+            f"transformers loads {model_type} with longrope alone, not with {scaling['rope_type']}",
+            where="--rope-type",
+            hint="add --carrier longrope: the same frequencies and temperature, written as longrope",
+        )
+    if model_type != "phimoe":
+        return scaling
+    # its class insists on both, and multiplies cos and sin by them instead of by the attention factor
+    m = scaling["attention_factor"]
+    return scaling | {"short_mscale": m, "long_mscale": m}
+
+
+def _unusual_keys(model_type: str, theta: float, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The base and the share of the head under the names that GPT-NeoX's classes read in the older schema."""
+    reads = type_facts(model_type, alone=True).data.get("reads", ())
+    values = {"rotary_emb_base": theta, "rotary_pct": kept.get("partial_rotary_factor")}
+    return {key: value for key, value in values.items() if key in reads and value is not None}
 
 
 def layered_changes(

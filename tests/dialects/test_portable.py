@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
@@ -15,8 +16,11 @@ from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.olmo3.modeling_olmo3 import Olmo3RotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+from transformers.models.phimoe.modeling_phimoe import PhimoeRotaryEmbedding
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
+from ropecli.agreement import as_longrope
 from ropecli.dialects import hf, portable
 from ropecli.errors import BadUsage
 from ropecli.frequencies import SNAP, Frequencies, frequencies, snapped_betas, yarn_corners
@@ -330,6 +334,45 @@ def test_an_older_name_of_the_base_follows(kind, schema, tmp_path):
     written = converted(config, spec, schema)
     check_read(written, spec)
     check_module(GPTNeoXRotaryEmbedding(loaded(written, tmp_path)), spec)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("kind", ["ntk", "yarn", "none"])
+def test_a_base_without_its_older_name_gets_it(kind, schema, tmp_path):
+    """A GPT-NeoX as transformers 5 saves it: its class reads no top-level `rope_theta` beside a `rope_scaling`."""
+    spec = grown(RopeSpec(10000.0, 64, 32, 128, 128), FAMILIES[kind])
+    config = BASE_KEYS | {"model_type": "gpt_neox", "hidden_size": 128, "max_position_embeddings": 128}
+    config |= {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_type": "default"}}
+    written = converted(config, spec, schema)
+    check_read(written, spec)
+    check_module(GPTNeoXRotaryEmbedding(loaded(written, tmp_path)), spec)
+
+
+@pytest.mark.parametrize("model_type", ["phi3", "phimoe"])
+@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "llama3", "ntk-by-parts"])
+def test_a_scaling_that_the_class_refuses_is_refused(kind, model_type):
+    """Phi-3 loads with longrope alone, and reads yarn as longrope: the hint names the carrier that works."""
+    spec = grown(RopeSpec(10000.0, 32, 32, 128, 128), FAMILIES[kind])
+    with pytest.raises(BadUsage, match=model_type) as caught:
+        portable.flat_changes(llama(spec, "v5") | {"model_type": model_type}, spec, "both")
+    assert "--carrier longrope" in caught.value.hint
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("embedding", [Phi3RotaryEmbedding, PhimoeRotaryEmbedding])
+def test_divisors_for_phi_are_what_its_class_computes(embedding, schema, tmp_path):
+    """YaRN carried as longrope: the class accepts the dict, and its tables are the frequencies times m."""
+    yarn = grown(RopeSpec(10000.0, 32, 32, 128, 128), Yarn(4.0, 1.2, 32.0, 1.0))
+    spec = as_longrope(yarn)
+    model_type = {Phi3RotaryEmbedding: "phi3", PhimoeRotaryEmbedding: "phimoe"}[embedding]
+    config = llama(spec, "v5") | {"model_type": model_type, "pad_token_id": 0, "num_key_value_heads": 2}
+    module = embedding(loaded(converted(config, spec, schema), tmp_path))
+    check_module(module, spec)
+    length = spec.max_length
+    positions = length if embedding is PhimoeRotaryEmbedding else torch.arange(length)[None]
+    cos = module(torch.zeros(1, 1, 1), positions)[0].reshape(length, 32)
+    wanted = torch.outer(torch.arange(length), torch.tensor(frequencies(yarn).inv_freq)).cos() * 1.2
+    assert (cos[:, :16] - wanted).abs().max() <= 1e-3
 
 
 def test_a_ratio_of_the_base_is_refused():
