@@ -269,7 +269,6 @@ def wanted_lengths(request: Request, checkpoint: Checkpoint) -> tuple[tuple[int,
 
 def _subject(request: Request, source: str, lengths: tuple[int, ...], original: int, texts: Sequence[Text]) -> _Subject:
     loaded = load(source, request.settings)
-    check_protocol(request.protocol, request.stride, lengths, loaded.bos)
     windows, bos, longest = request.windows, loaded.bos, lengths[-1]
     if request.protocol != FULL:
         # the pieces of these protocols put the token in front themselves, and one window is nothing to slide over
@@ -288,7 +287,7 @@ def evaluate(request: Request, observe: Callable[[Row], None]) -> tuple[Row, ...
     The factor of the methods is `--factor`, or the longest length divided by the original one: every length is measured
     at the factor that would be served. `dynamic` is the exception, its scale is each length divided by the original.
     """
-    check_protocol(request.protocol, request.stride, sorted(request.lengths) or (2**40,), None)
+    check_protocol(request.protocol, request.stride, sorted(request.lengths) or (2**40,))
     if request.by_position and request.protocol != FULL:
         raise BadUsage(
             f"the protocol {request.protocol!r} has no loss by position",
@@ -301,6 +300,7 @@ def evaluate(request: Request, observe: Callable[[Row], None]) -> tuple[Row, ...
     for source in request.sources:
         checkpoint = read_checkpoint(source)
         lengths, original = wanted_lengths(request, checkpoint)
+        check_protocol(request.protocol, request.stride, lengths)
         methods = wanted_methods(request, checkpoint, lengths[-1])
         subject = _subject(request, source, lengths, original, texts)
         found = (

@@ -559,7 +559,10 @@ def show_rows(rows: Sequence["Row"]) -> None:
                 f"{row.length:,}",
                 f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
                 f"{row.ppl:.3f}",
-                *("" if nll is None else f"{math.exp(min(nll, 700)):.3f}" for nll in (row.within, row.beyond)[: len(parts)]),
+                *(
+                    "" if nll is None else f"{math.exp(min(nll, 700)):.3f}"
+                    for nll in (row.within, row.beyond)[: len(parts)]
+                ),
                 "" if row.difference is None else f"{row.difference.delta:+.4f} {_reach(row.difference)}",
             ]
             table.add_row(*(escape(printable(cell)) for cell in cells))

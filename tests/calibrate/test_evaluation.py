@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,45 @@ def test_checkpoints_with_other_tokens_are_not_compared(tmp_path: Path) -> None:
     assert found[1].difference is None
 
 
+# ------------------------------------------------------------------------------------------------ by position
+
+
+def test_loss_by_position_follows_from_the_logits() -> None:
+    """Bins of the wanted width at the longest length, each the mean of its own positions with its standard error."""
+    short, longest = rows(lengths=(128, 300), methods=("none",), by_position=True, window=64)
+    assert short.by_position == ()
+    edges = [(1, 64), (64, 128), (128, 192), (192, 256), (256, 300)]
+    assert [(part.start, part.end) for part in longest.by_position] == edges
+    loaded = load(str(TINY), FLOAT32)
+    expected = losses(loaded.model, 300)
+    for part in longest.by_position:
+        bin_ = expected[:, part.start - 1 : part.end - 1]
+        assert part.nll == pytest.approx(float(bin_.mean()), abs=1e-5)
+        assert part.standard_error == pytest.approx(float(bin_.mean(1).std() / math.sqrt(3)), abs=1e-5)
+    whole = sum(part.nll * (part.end - part.start) for part in longest.by_position) / 299
+    assert whole == pytest.approx(longest.nll, abs=1e-9)
+
+
+def test_bins_of_a_method_that_depends_on_the_length_are_of_the_longest() -> None:
+    """`dynamic` has a pass a length; its curve is of the pass over the longest, and no other row has one."""
+    found = rows(lengths=(128, 512), methods=("none", "dynamic"), by_position=True, window=128, documents=1)
+    assert [len(row.by_position) for row in found] == [0, 4, 0, 4]
+    assert all(part.standard_error is None for row in found for part in row.by_position)
+    for row in found[1::2]:
+        whole = sum(part.nll * (part.end - part.start) for part in row.by_position) / 511
+        assert whole == pytest.approx(row.nll, abs=1e-9)
+
+
+@pytest.mark.parametrize(("length", "window", "width"), [(512, None, 16), (2048, None, 32), (64, 1, 1), (64, 100, 64)])
+def test_the_width_of_a_bin(length: int, window: int | None, width: int) -> None:
+    """Without --window a 64th of the length, at least 16; one token at a time, and wider than the window, work, too."""
+    (found,) = rows(lengths=(length,), by_position=True, window=window, documents=1)
+    first, *rest = found.by_position
+    assert (first.start, first.end) == (1, max(width, 2))
+    assert all(part.end - part.start == width for part in rest)
+    assert found.by_position[-1].end == length
+
+
 # ------------------------------------------------------------------------------------------------ a calibration file
 
 
@@ -330,3 +370,61 @@ def test_the_paired_difference_is_over_documents() -> None:
     assert first.difference is None
     assert second.difference.low == pytest.approx(expected.low, abs=1e-4)
     assert second.difference.high == pytest.approx(expected.high, abs=1e-4)
+
+
+def test_positions_in_json_and_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--window` adds the bins to the JSON row of the longest length, and a table with a column a method."""
+    arguments = ("--lengths", "128,256", "--methods", "none,yarn", "--factor", "2", "--window", "100")
+    found = [json.loads(line) for line in printed(capsys, *arguments, "--json").splitlines()]
+    assert [len(document["by_position"]) for document in found] == [0, 3, 0, 3]
+    assert [(part["start"], part["end"]) for part in found[1]["by_position"]] == [(1, 100), (100, 200), (200, 256)]
+    assert set(found[1]["by_position"][0]) == {"start", "end", "nll", "standard_error"}
+    assert (found[1]["protocol"], found[1]["stride"]) == ("full", None)
+    lines = printed(capsys, *arguments).splitlines()
+    assert lines[-4].split() == ["positions", "none", "yarn"]
+    assert [line.split()[0] for line in lines[-3:]] == ["1–99", "100–199", "200–255"]
+    assert lines[-1].split()[1] == f"{found[1]['by_position'][2]['nll']:.4f}"
+
+
+def test_the_protocol_stands_above_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers of another protocol are not mistaken for those of one pass."""
+    first, heading, *_ = printed(capsys, "--lengths", "128", "--protocol", "sliding", "--stride", "64").splitlines()
+    assert first == f"{TINY}, protocol sliding"
+    assert "within" not in heading
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plot_draws_the_curve_of_each_method(tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+    """One figure with a line a method; without `--window` the terminal shows the usual table alone."""
+    path = tmp_path / f"curve.{suffix}"
+    table = printed(capsys, "--lengths", "128", "--methods", "none,linear", "--factor", "2", "--plot", str(path))
+    assert "positions" not in table
+    data = path.read_bytes()
+    if suffix == "svg":
+        assert b">none<" in data
+        assert b">linear<" in data
+        assert b"L = 256" in data
+    else:
+        assert data.startswith(b"\x89PNG")
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("something was scored"))
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(TINY), "--data", TEXTS[0], "--device", "cpu", *arguments])
+    return int(caught.value.code or 0), capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_is_known_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is there, a suffix that is no figure's, matplotlib that is not installed."""
+    old = tmp_path / "old.png"
+    old.write_bytes(b"mine")
+    status, text = refused(monkeypatch, capsys, "--plot", str(old))
+    assert (status, "--force" in text, old.read_bytes()) == (2, True, b"mine")
+    status, text = refused(monkeypatch, capsys, "--plot", str(tmp_path / "a.pdf"))
+    assert (status, ".png or .svg" in text) == (2, True)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, text = refused(monkeypatch, capsys, "--plot", str(tmp_path / "a.svg"))
+    assert (status, "ropecli[plots]" in text) == (4, True)
