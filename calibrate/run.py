@@ -538,12 +538,14 @@ def law_of(fits: Sequence[Fit]) -> Law | None:
     return Law(line.slope, line.intercept, line.slope_ci95, line.intercept_ci95, points, line.against_rejected)
 
 
-def _joined_notes(fits: Sequence[Fit], law: Law | None, skipped: Sequence[str]) -> tuple[str, ...]:
+def _joined_notes(tune: Tune, fits: Sequence[Fit], law: Law | None, skipped: Sequence[str]) -> tuple[str, ...]:
     shared = [note for note in fits[0].notes if all(note in found.notes for found in fits)]
     own = [f"factor {found.factor:g}: {note}" for found in fits for note in found.notes if note not in shared]
     about_law = []
     if law is not None:
-        about_law.append("each factor has its own corners; the law is of the m that was found, whatever the decision")
+        about_law.append("the law is of the m that the searches found, whatever the decision for each factor was")
+        if tune != "temperature":
+            about_law.append("each factor has corners of its own, and its m belongs to them")
         if not all(found.complete for found in fits):
             about_law.append("the law rests on a search that was stopped before it ended")
     return (*shared, *own, *skipped, *about_law)
@@ -605,7 +607,7 @@ def _joined(
         factors=tuple(found.factor for found in fits),
         decision=largest.decision,
         reason=largest.reason,
-        notes=_joined_notes(fits, law, skipped),
+        notes=_joined_notes(request.tune, fits, law, skipped),
         calibration=largest.calibration,
         validation=tuple(row for found in fits for row in found.validation),
         cost={

@@ -19,12 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from calibrate import run
 from calibrate.calibration import read_calibration
-from calibrate.corpus import Document, read_texts, split, tokenize
-from calibrate.model import LoadedModel
+from calibrate.corpus import Corpus, Document, read_texts, split, tokenize
+from calibrate.model import LoadedModel, Settings
 from calibrate.objective import Space
+from calibrate.score import Bands
+from calibrate.trials import Budget
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import main
-from ropecli.errors import Inconclusive
+from ropecli.errors import BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
 from ropecli.spec import RopeSpec
 
@@ -178,6 +180,7 @@ CONTRACT: dict[str, Any] = {
         "optimizer": str,
         "trace": [
             {
+                "factor": NUMBER,
                 "parameters": {"low": NUMBER, "high": NUMBER, "attention_factor": NUMBER},
                 "nll": NUMBER,
                 "documents": WHOLE,
@@ -269,7 +272,11 @@ def _timeless(content: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in content.items() if key != "versions"}
     kept["cost"] = {k: v for k, v in content["cost"].items() if k not in ("seconds", "peak_memory_bytes")}
     trace = [{k: v for k, v in trial.items() if k != "seconds"} for trial in content["search"]["trace"]]
-    return kept | {"search": content["search"] | {"trace": trace}}
+    untimed = ("seconds", "peak_memory_bytes")
+    fits = [
+        fit | {"cost": {k: v for k, v in fit["cost"].items() if k not in untimed}} for fit in content.get("fits", [])
+    ]
+    return kept | {"search": content["search"] | {"trace": trace}, "fits": fits}
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
@@ -356,6 +363,218 @@ def test_a_method_of_scipy_settles_on_what_can_be_written(tmp_path: Path) -> Non
     }
 
 
+# ------------------------------------------------------------------------------------------------ several factors
+
+POINT: dict[str, Any] = {"factor": NUMBER, "attention_factor": NUMBER}
+SEVERAL = CONTRACT | {
+    "fits": [
+        {
+            "factor": NUMBER,
+            "decision": str,
+            "reason": str,
+            "rope": CONTRACT["rope"],
+            "calibration": CONTRACT["calibration"],
+            "cost": CONTRACT["cost"],
+        }
+    ],
+    "law": {"a": NUMBER, "b": NUMBER, "points": [POINT], "default": {"a": NUMBER, "b": NUMBER}},
+}
+
+
+def asked(**changes: Any) -> run.Request:
+    """Two factors on four documents, with a budget of three evaluations each."""
+    settings: dict[str, Any] = {"factors": (1.5, 2.0), "windows": 1, "max_evals": 6, "settings": Settings("cpu")}
+    paths = tuple(str(path) for path in TEXTS[:4])
+    return run.Request(source=str(TINY), data=paths, **(settings | changes))
+
+
+def silent(trial: Callable[[], object] = lambda: None) -> run.Observer:
+    return run.Observer(lambda _: None, lambda _: None, lambda *_: trial())
+
+
+@pytest.fixture(scope="module")
+def journalled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    """Two factors in one run: the calibration file, and the lines of the journal that it left."""
+    path = tmp_path_factory.mktemp("several") / "journal"
+    calibration, number = run.calibrate(asked(journal=path), silent())
+    assert number is None
+    return json.loads(json.dumps(calibration.to_json())), path.read_text("utf-8").splitlines(keepends=True)
+
+
+def test_several_factors_in_one_file(journalled: tuple[dict[str, Any], list[str]]) -> None:
+    """The file speaks for the largest factor, has the rows and the fit of each, and its costs are sums."""
+    content, _ = journalled
+    assert list(against(content, SEVERAL)) == []
+    assert content["factors"] == [1.5, 2.0] == [fit["factor"] for fit in content["fits"]]
+    largest = content["fits"][-1]
+    for key in ("rope", "decision", "reason", "calibration"):
+        assert content[key] == largest[key]
+    assert content["rope"]["factor"] == 2.0
+    rows = [(row["factor"], row["length"], row["positions"]) for row in content["validation"]]
+    parts = ("within", "beyond", "all")
+    assert rows == [(factor, length, part) for factor, length in ((1.5, 384), (2.0, 512)) for part in parts]
+    for key in ("evaluations", "gradients", "forward_equivalents", "tokens"):
+        assert content["cost"][key] == pytest.approx(sum(fit["cost"][key] for fit in content["fits"]))
+    assert [fit["cost"]["evaluations"] for fit in content["fits"]] == [3, 3]
+    assert [trial["factor"] for trial in content["search"]["trace"] if trial["tokens"]] == [1.5] * 3 + [2.0] * 3
+
+
+def test_two_factors_give_a_law_without_a_verdict(journalled: tuple[dict[str, Any], list[str]]) -> None:
+    """The law is the line through the two m that were found; nothing is left to judge it by, and the file says so."""
+    content, _ = journalled
+    law, temperature = content["law"], content["temperature"]
+    assert temperature == {"a": law["a"], "b": law["b"]}
+    assert law["default"] == {"a": 0.1, "b": 1.0}
+    assert (law["a_ci95"], law["b_ci95"], law["default_rejected"]) == (None, None, None)
+    assert [point["factor"] for point in law["points"]] == [1.5, 2.0]
+    for point in law["points"]:
+        assert law["a"] * math.log(point["factor"]) + law["b"] == pytest.approx(point["attention_factor"])
+    assert any("whatever the decision" in note for note in content["notes"])
+    assert any("law rests on a search that was stopped" in note for note in content["notes"])
+
+
+def test_each_factor_is_fitted_as_if_alone(journalled: tuple[dict[str, Any], list[str]]) -> None:
+    """A run of one factor with its part of the budget finds the same fit and the same held-out numbers."""
+    content, _ = journalled
+    alone, _ = run.calibrate(asked(factors=(1.5,), max_evals=3), silent())
+    single = json.loads(json.dumps(alone.to_json()))
+    assert single["validation"] == content["validation"][:3]
+    assert single["calibration"] == content["fits"][0]["calibration"]
+    assert "law" not in single
+
+
+@pytest.mark.parametrize("part", [0.4, 0.8, 1.0])
+def test_a_resumed_run_of_several_factors_is_the_uninterrupted_one(
+    journalled: tuple[dict[str, Any], list[str]], part: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off within the first factor, the second, or at the end: the same file, and nothing is scored twice."""
+    content, lines = journalled
+    kept = 1 + round(part * (len(lines) - 1))
+    path = tmp_path / "journal"
+    path.write_text("".join(lines[:kept]) + '{"key": "cut o', "utf-8")
+    scored: list[int] = []
+    true = run.nats_by_band
+
+    def watched(loaded: Any, documents: Sequence[Document], bands: Any) -> Any:
+        scored.append(len(documents))
+        return true(loaded, documents, bands)
+
+    monkeypatch.setattr(run, "nats_by_band", watched)
+    calibration, _ = run.calibrate(asked(journal=path, resume=True), silent())
+    assert _timeless(json.loads(json.dumps(calibration.to_json()))) == _timeless(content)
+    assert len(scored) == len(lines) - kept
+    assert path.read_text("utf-8").splitlines(keepends=True) == lines
+
+
+def test_other_factors_do_not_resume(journalled: tuple[dict[str, Any], list[str]], tmp_path: Path) -> None:
+    """A journal of 1.5 and 2 is refused by a run of 1.5 and 3, by name; the order of the factors does not matter."""
+    _, lines = journalled
+    path = tmp_path / "journal"
+    path.write_text("".join(lines), "utf-8")
+    with pytest.raises(BadUsage, match="differs in: factors"):
+        run.calibrate(asked(journal=path, resume=True, factors=(1.5, 3.0)), silent())
+    again, _ = run.calibrate(asked(journal=path, resume=True, factors=(2.0, 1.5)), silent())
+    assert again.factors == (1.5, 2.0)
+
+
+def test_an_interrupted_run_has_the_largest_factor() -> None:
+    """Ctrl-C in the first search: that factor is checked and written, the other is left out with a note."""
+    count = 0
+
+    def interrupt() -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    calibration, number = run.calibrate(asked(), silent(interrupt))
+    content = json.loads(json.dumps(calibration.to_json()))
+    assert number == signal.SIGINT
+    assert content["factors"] == [2.0]
+    assert len(content["validation"]) == 3
+    assert content["law"] is None
+    assert content["temperature"]["b"] == 1.0
+    assert "factor 1.5 was left out: the run was stopped before its turn" in content["notes"]
+
+
+def test_a_time_limit_that_is_over_leaves_factors_out() -> None:
+    """With no time left after the first factor the others are not begun; a default that nobody searched is no point."""
+    calibration, number = run.calibrate(asked(time_limit=0.0), silent())
+    assert number is None
+    assert calibration.factors == (2.0,)
+    assert (len(calibration.fits), calibration.law) == (1, None)
+
+
+def test_the_budget_is_shared() -> None:
+    """Evaluations are dealt equally and leftovers go on; time goes by window length; the last task gets the rest."""
+    corpus = Corpus((), 512, 0, blocks=False, repeated=0)
+    tasks = [
+        run.Task(Space(RopeSpec(10000.0, 32, 32, 256, 256), length / 256), length, Bands((1, length)), corpus, (), ())
+        for length in (1024, 512, 512)
+    ]
+    budget = Budget(10, 4000.0)
+    first, second, last = (run.share(budget, spent, tasks[i:]) for i, spent in enumerate((0, 3, 5)))
+    assert [part.max_evals for part in (first, second, last)] == [3, 3, 5]
+    limits = [part.time_limit for part in (first, second, last)]
+    assert limits == [pytest.approx(2000, abs=50), pytest.approx(2000, abs=50), 4000.0]
+    assert first.began == budget.began
+    assert run.share(Budget(), 0, tasks).time_limit is None
+
+
+def test_several_factors_on_the_command_line_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--factor` twice: a table a factor and a line about the law; `convert --from` takes the largest factor."""
+    out = tmp_path / "out.json"
+    arguments = ["--factor", "1.5", "--factor", "1.25", "--windows", "1", "--device", "cpu", "--max-evals", "2"]
+    content = calibrated(out, *data(2), *arguments)
+    said = capsys.readouterr().err
+    assert said.count("held-out perplexity") == 2
+    assert "factor 1.25, 1 held-out documents at 320 tokens" in said
+    assert "m(s) = 0.100·ln s + 1.000; two factors cannot say whether YaRN's 0.1·ln s + 1 is right" in said
+    assert "factor 1.5: default (" in said
+    assert content["temperature"] == {"a": pytest.approx(0.1), "b": pytest.approx(1.0)}
+    assert status("convert", str(TINY), "--from", str(out), "-o", str(tmp_path / "OUT")) == 0
+    spec = read_checkpoint(str(tmp_path / "OUT")).ropes[0].spec
+    assert (spec.scaling.factor, spec.max_length) == (1.5, 384)
+    assert list(frequencies(spec).inv_freq) == pytest.approx(content["inv_freq"], rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ Hub ids
+
+
+def hub_cache(home: Path) -> None:
+    """The tiny checkpoint as a Hub repository of the cache: `main` without weights, `v1` whole."""
+    repo = home / "hub" / "models--ropecli--tiny"
+    (repo / "refs").mkdir(parents=True)
+    for revision, commit in (("main", "a" * 40), ("v1", "b" * 40)):
+        (repo / "refs" / revision).write_text(commit)
+        shutil.copytree(TINY, repo / "snapshots" / commit)
+    (repo / "snapshots" / ("a" * 40) / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "said"),
+    [
+        ("ropecli/tiny@v1", 0, "decision: default"),
+        ("ropecli/tiny", 3, "error: ropecli/tiny: transformers"),
+        ("ropecli/nothing@v2", 3, "error: ropecli/nothing@v2: "),
+    ],
+)
+def test_a_hub_id_is_loaded_by_its_own_name(source: str, code: int, said: str, tmp_path: Path) -> None:
+    """Offline, from the cache: the revision after the @ is the one that is loaded; what is not there is one line."""
+    hub_cache(tmp_path)
+    done = subprocess.run(
+        [*ROPECLI, "calibrate", source, *data(2), *SMALL, "--max-evals", "1", "-o", str(tmp_path / "out.json")],
+        env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == (code > 0)
+    assert (tmp_path / "out.json").exists() == (code == 0)
+
+
 # ------------------------------------------------------------------------------------------------ interruption
 
 
@@ -404,6 +623,11 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
         ([], "one of --factor and --target-length"),
         (["--factor", "4", "--objective", "first"], "unknown objective"),
         (["--factor", "2", "--objective", "last:512"], "fewer than last:512 needs"),
+        (["--factor", "4", "--factor", "2", "--objective", "last:700"], "fewer than last:700 needs"),
+        (["--factor", "4", "--factor", "2", "--factor", "4"], "--factor: 4 is given twice"),
+        (["--factor", "4", "--factor", "0.5"], "found --factor 0.5"),
+        (["--factor", "4", "--factor", "2", "--target-length", "1k"], "one of --factor and --target-length"),
+        (["--factor", "4", "--factor", "2", "--max-evals", "1"], "at least one evaluation for each of 2 factors"),
         (["--factor", "2", "--device", "toaster"], "unknown device"),
         (["--factor", "2", "--dtype", "int3"], "unknown dtype"),
         (["--factor", "2", "--validation-fraction", "1.5"], "expected a fraction between 0 and 1"),
