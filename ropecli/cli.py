@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -23,6 +23,9 @@ from ropecli.inspection import (
     weight_problems,
 )
 from ropecli.spec import RopeSpec
+
+if TYPE_CHECKING:
+    from calibrate.evaluation import Request
 
 app = typer.Typer(
     name="ropecli",
@@ -589,7 +592,15 @@ def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any) -> dict[
 @app.command("evaluate", help="How good is a checkpoint, or a method, at each length?")
 def evaluate_command(
     models: options.Models,
-    data: options.Data,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Text: .txt, .md, .jsonl, .parquet, a folder of those, or - for standard input. Repeatable. "
+            "A document is a file, or a row. Needed unless --passkey.",
+        ),
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(metavar="N,N,…", help="Lengths in tokens, as 2k,4k,8k. Default: L and the served length."),
@@ -640,6 +651,15 @@ def evaluate_command(
     device_map: options.DeviceMap = None,
     attn_implementation: options.AttnImplementation = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    passkey: Annotated[
+        bool,
+        typer.Option(
+            "--passkey",
+            help="Instead of text: hide a number at five depths in filler (The grass is green. …) of each length, and "
+            "ask for it. Shows how often the greedy answer starts with it, and the loss on it.",
+        ),
+    ] = False,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="--passkey: numbers for each length and depth.")] = 10,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -659,8 +679,16 @@ def evaluate_command(
         from calibrate.model import Settings  # noqa: PLC0415
 
         request = evaluation.Request(
+    if passkey and (data or window or plot or stride or protocol != "full"):
+        raise BadUsage(
+            "it brings its own text and has no loss by position",
+            where="--passkey",
+            hint="leave out --data, --window, --plot, --protocol and --stride",
+        )
+    if not data and not passkey:
+        raise BadUsage("Missing option '--data'.", hint="ropecli evaluate --help")
             sources=tuple(models),
-            data=tuple(data),
+            data=tuple(data or ()),
             lengths=options.lengths(lengths, "--lengths") if lengths else (),
             methods=options.names(methods),
             factor=factor,
@@ -668,10 +696,10 @@ def evaluate_command(
             documents=documents,
             windows=windows,
             text_field=text_field,
-            window=options.length(window, "--window") if window else None,
+            window=None if window is None else options.length(window, "--window"),
             by_position=window is not None or plot is not None,
             protocol=protocol,
-            stride=options.length(stride, "--stride") if stride else None,
+            stride=None if stride is None else options.length(stride, "--stride"),
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
         )
         rows = evaluation.evaluate(
@@ -682,6 +710,10 @@ def evaluate_command(
         for row in rows:
             render.emit_json(render.row_to_json(row))
     else:
+    if passkey:
+        _retrieve(request, trials, as_json=as_json, quiet=quiet)
+        return
+    with render.data_only():
         render.show_rows(rows)
         if window is not None:
             render.show_positions(rows)
@@ -699,6 +731,24 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
+def _retrieve(request: "Request", trials: int, *, as_json: bool, quiet: bool) -> None:
+    with render.data_only():
+        from calibrate.passkey import retrieve  # noqa: PLC0415 - torch takes seconds
+
+        rows = retrieve(
+            request,
+            trials,
+            lambda row: render.say(
+                f"{row.model} {row.method} {row.length} at {row.depth:.0%}: {row.found} of {row.trials}", quiet=quiet
+            ),
+        )
+    if as_json:
+        for row in rows:
+            render.emit_json(render.passkey_to_json(row))
+    else:
+        render.show_passkeys(rows)
+
+
     try:
         result = app(arguments, prog_name="ropecli", standalone_mode=False)
     except render.ReaderGone:

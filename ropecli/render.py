@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from calibrate.calibration import Calibration, Law, Validation
     from calibrate.evaluation import Row
+    from calibrate.passkey import PasskeyRow
     from calibrate.statistics import Difference
     from calibrate.trials import Trial
     from ropecli.agreement import Disagreement
@@ -540,6 +541,42 @@ def show_positions(rows: Sequence["Row"]) -> None:
             )
             table.add_row(f"{parts[0].start:,}–{parts[0].end - 1:,}", *losses)
         emit(f"{printable(model)}, nats a token by position\n")
+        emit_table(table)
+
+
+def passkey_to_json(row: "PasskeyRow") -> dict[str, Any]:
+    """One line of `ropecli evaluate --passkey --json`."""
+    return {
+        "schema_version": 1,
+        "kind": "passkey",
+        "model": row.model,
+        "method": row.method,
+        "length": row.length,
+        "depth": row.depth,
+        "trials": row.trials,
+        "found": row.found,
+        "ci95": [row.low, row.high],
+        "nll": row.nll,
+        "tokens": row.tokens,
+        "standard_error": row.standard_error,
+    }
+
+
+def show_passkeys(rows: Sequence["PasskeyRow"]) -> None:
+    """The table of `ropecli evaluate --passkey`: exact matches with their 95 % interval, loss ± one standard error."""
+    for model, group in groupby(rows, key=lambda row: row.model):
+        table = _plain_table("method", "length", "depth", "found", "95 % interval", "nats a token of the number")
+        for row in group:
+            cells = [
+                row.method,
+                f"{row.length:,}",
+                f"{row.depth:.0%}",
+                f"{row.found} of {row.trials}",
+                f"{row.low:.0%} to {row.high:.0%}",
+                f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
+            ]
+            table.add_row(*(escape(printable(cell)) for cell in cells))
+        emit(f"{printable(model)}, passkey\n")
         emit_table(table)
 
 
