@@ -643,14 +643,6 @@ def evaluate_command(
             "(its --truncate).",
         ),
     ] = None,
-    documents: options.Documents = None,
-    windows: options.Windows = None,
-    text_field: options.TextField = "text",
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    device_map: options.DeviceMap = None,
-    attn_implementation: options.AttnImplementation = None,
-    trust_remote_code: options.TrustRemoteCode = False,
     passkey: Annotated[
         bool,
         typer.Option(
@@ -660,6 +652,14 @@ def evaluate_command(
         ),
     ] = False,
     trials: Annotated[int, typer.Option(min=1, metavar="N", help="--passkey: numbers for each length and depth.")] = 10,
+    documents: options.Documents = None,
+    windows: options.Windows = None,
+    text_field: options.TextField = "text",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    attn_implementation: options.AttnImplementation = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -671,14 +671,6 @@ def evaluate_command(
     over documents; "vs first" is paired by document, with its 95 % interval. The band of --plot is one standard error.
     """
     del debug
-    _quiet_libraries(verbose=verbose)
-    if plot is not None:
-        _check_figure(plot, force=force)
-    with render.data_only():
-        from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
-        from calibrate.model import Settings  # noqa: PLC0415
-
-        request = evaluation.Request(
     if passkey and (data or window or plot or stride or protocol != "full"):
         raise BadUsage(
             "it brings its own text and has no loss by position",
@@ -687,6 +679,14 @@ def evaluate_command(
         )
     if not data and not passkey:
         raise BadUsage("Missing option '--data'.", hint="ropecli evaluate --help")
+    _quiet_libraries(verbose=verbose)
+    if plot is not None:
+        _check_figure(plot, force=force)
+    with render.data_only():
+        from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
+        from calibrate.model import Settings  # noqa: PLC0415
+
+        request = evaluation.Request(
             sources=tuple(models),
             data=tuple(data or ()),
             lengths=options.lengths(lengths, "--lengths") if lengths else (),
@@ -702,6 +702,10 @@ def evaluate_command(
             stride=None if stride is None else options.length(stride, "--stride"),
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
         )
+    if passkey:
+        _retrieve(request, trials, as_json=as_json, quiet=quiet)
+        return
+    with render.data_only():
         rows = evaluation.evaluate(
             request,
             lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
@@ -710,10 +714,6 @@ def evaluate_command(
         for row in rows:
             render.emit_json(render.row_to_json(row))
     else:
-    if passkey:
-        _retrieve(request, trials, as_json=as_json, quiet=quiet)
-        return
-    with render.data_only():
         render.show_rows(rows)
         if window is not None:
             render.show_positions(rows)
@@ -723,14 +723,6 @@ def evaluate_command(
         plot_loss_by_position(render.curves(rows), plot, rows[0].original_length)
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the status that the contract gives."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(_run(arguments))
-
-
-def _run(arguments: list[str]) -> int:
-    as_json, debug = "--json" in arguments, "--debug" in arguments
 def _retrieve(request: "Request", trials: int, *, as_json: bool, quiet: bool) -> None:
     with render.data_only():
         from calibrate.passkey import retrieve  # noqa: PLC0415 - torch takes seconds
@@ -749,6 +741,14 @@ def _retrieve(request: "Request", trials: int, *, as_json: bool, quiet: bool) ->
         render.show_passkeys(rows)
 
 
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the status that the contract gives."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
         result = app(arguments, prog_name="ropecli", standalone_mode=False)
     except render.ReaderGone:
