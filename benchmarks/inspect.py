@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+HELLO = "import typer; app = typer.Typer(); app.command('a')(lambda: None); app.command('b')(lambda: None); app(['a'])"
 TINY = Path(__file__).resolve().parent.parent / "examples" / "tiny"
 CONFIGS = 1000
 SHARDS, TENSORS = 200, 100_000
@@ -88,6 +89,7 @@ def main() -> None:
     medians = side_by_side(
         {
             'python -c "import typer, rich"': [python, "-c", "import typer, rich"],
+            "a typer app of two empty commands": [python, "-c", HELLO],
             "ropecli --help": [*tool, "--help"],
             "ropecli inspect --json": [*tool, "inspect", "--json", str(TINY)],
             "AutoConfig.from_pretrained": [python, "-c", auto],
@@ -98,6 +100,7 @@ def main() -> None:
         print(f"{name:35} {median:7.3f} s")
     ours = medians["ropecli inspect --json"]
     print(f"inspect against import typer, rich: {ours / medians[next(iter(medians))]:.2f} ×")
+    print(f"inspect against an empty typer app: {ours / medians['a typer app of two empty commands']:.2f} ×")
     print(f"AutoConfig against inspect:         {medians['AutoConfig.from_pretrained'] / ours:.1f} ×")
 
     with tempfile.TemporaryDirectory() as folder:
