@@ -22,6 +22,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "ropecli.agreement",
         "ropecli.baking",
         "calibrate.run",
+        "calibrate.fit",
         "calibrate.evaluation",
         "calibrate.passkey",
     ),

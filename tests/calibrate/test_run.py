@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from calibrate import fit as fitting
 from calibrate import run
 from calibrate.calibration import read_calibration
 from calibrate.corpus import Corpus, Document, read_texts, split, tokenize
@@ -297,13 +298,13 @@ def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
 def test_the_search_never_sees_a_held_out_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The documents scored before the held-out check and those scored in it have none in common; few prove nothing."""
     scored: list[tuple[str, ...]] = []
-    true = run.nats_by_band
+    true = fitting.nats_by_band
 
     def watched(loaded: Any, documents: Sequence[Document], bands: Any) -> Any:
         scored.append(tuple(document.name for document in documents))
         return true(loaded, documents, bands)
 
-    monkeypatch.setattr(run, "nats_by_band", watched)
+    monkeypatch.setattr(fitting, "nats_by_band", watched)
     content = calibrated(tmp_path / "out.json", *data(4), *SMALL, "--max-evals", "6")
     held = set(scored[-1])
     searched = {name for names in scored if set(names) != held for name in names}
@@ -453,13 +454,13 @@ def test_a_resumed_run_of_several_factors_is_the_uninterrupted_one(
     path = tmp_path / "journal"
     path.write_text("".join(lines[:kept]) + '{"key": "cut o', "utf-8")
     scored: list[int] = []
-    true = run.nats_by_band
+    true = fitting.nats_by_band
 
     def watched(loaded: Any, documents: Sequence[Document], bands: Any) -> Any:
         scored.append(len(documents))
         return true(loaded, documents, bands)
 
-    monkeypatch.setattr(run, "nats_by_band", watched)
+    monkeypatch.setattr(fitting, "nats_by_band", watched)
     calibration, _ = run.calibrate(asked(journal=path, resume=True), silent())
     assert _timeless(json.loads(json.dumps(calibration.to_json()))) == _timeless(content)
     assert len(scored) == len(lines) - kept
@@ -509,7 +510,9 @@ def test_the_budget_is_shared() -> None:
     """Evaluations are dealt equally and leftovers go on; time goes by window length; the last task gets the rest."""
     corpus = Corpus((), 512, 0, blocks=False, repeated=0)
     tasks = [
-        run.Task(Space(RopeSpec(10000.0, 32, 32, 256, 256), length / 256), length, Bands((1, length)), corpus, (), ())
+        fitting.Task(
+            Space(RopeSpec(10000.0, 32, 32, 256, 256), length / 256), length, Bands((1, length)), corpus, (), ()
+        )
         for length in (1024, 512, 512)
     ]
     budget = Budget(10, 4000.0)

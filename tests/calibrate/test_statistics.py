@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from calibrate.fit import FEWEST_DOCUMENTS, verdict
 from calibrate.objective import Objective, Point
-from calibrate.run import FEWEST_DOCUMENTS, verdict
 from calibrate.statistics import Difference, paired_difference, standard_error
 
 FOUND, DEFAULT = Point(2, 5, 1.05), Point(0, 7, 1.1386)
