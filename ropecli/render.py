@@ -437,9 +437,9 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
     for factor in calibration.factors:
         rows = [row for row in calibration.validation if row.factor == factor]
         held_out[factor] = f"{rows[0].documents} held-out documents at {rows[0].length} tokens"
-        console.print(_held_out_table(rows))
         if calibration.fits:
-            console.print(_text(f"factor {factor:g}: {held_out[factor]}\n"))
+            console.print(_text(f"factor {factor:g}, {held_out[factor]}"))
+        console.print(_held_out_table(rows))
     cost = calibration.cost
     spent = (
         f"{cost['evaluations']} evaluations cost {cost['forward_equivalents']:.1f} forward equivalents; "
