@@ -22,7 +22,7 @@ from ropecli.inspection import (
     tokenizer_config,
     weight_problems,
 )
-from ropecli.spec import RopeSpec
+from ropecli.spec import LARGEST, SMALLEST, RopeSpec
 
 if TYPE_CHECKING:
     from calibrate.evaluation import Request
@@ -75,7 +75,7 @@ def inspect_command(
     ] = None,
     factor: options.Factor = None,
     target_length: options.TargetLength = None,
-    rope_type: Annotated[str, typer.Option(help="The method that --factor previews.")] = "yarn",
+    rope_type: Annotated[str | None, typer.Option(help="The method that --factor previews. Default: yarn.")] = None,
     original_length: options.OriginalLength = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -90,20 +90,23 @@ def inspect_command(
     if plot is not None:
         if len(models) > 1:
             raise BadUsage("one figure shows one checkpoint", where="--plot")
+        if plot.suffix.lower() not in (".png", ".svg"):
+            raise BadUsage("a figure is a .png or .svg file", where=str(plot), hint="name it FILE.svg")
         _check_output_file(plot, force=force)
     status = 0
     for model in models:
         try:
             checkpoint = read_checkpoint(model)
             preview = None
-            if factor is not None or target_length is not None:
-                preview = _by_hand(checkpoint, rope_type, factor, target_length, original_length, {})
+            if any(value is not None for value in (factor, target_length, original_length, rope_type)):
+                preview = _by_hand(checkpoint, rope_type or "yarn", factor, target_length, original_length, {})
             inspection = inspect(
                 checkpoint,
                 preview=preview,
                 tokenizer_config=tokenizer_config(checkpoint),
                 problems=weight_problems(checkpoint) if verify else (),
             )
+            failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
             if diff is not None:
                 changes = differences(inspection, inspect(read_checkpoint(diff)))
                 render.show_changes(changes, model, diff, as_json=as_json)
@@ -115,7 +118,6 @@ def inspect_command(
                 from ropecli.plots import plot_wavelengths  # noqa: PLC0415 - matplotlib is slow, and an extra
 
                 plot_wavelengths(inspection.ropes, plot)
-            failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
             if failures:
                 render.show_failures(model, failures)
                 status = max(status, CheckFailed.exit_status)
@@ -142,12 +144,12 @@ def _by_hand(
     """The rotary embeddings that the options describe, by layer type."""
     from ropecli.conversion import chosen_layers, extended, scaling_by_hand  # noqa: PLC0415
 
-    original = options.length(original_length, "--original-length") if original_length else None
-    target = options.length(target_length, "--target-length") if target_length else None
+    original = None if original_length is None else options.length(original_length, "--original-length")
+    target = None if target_length is None else options.length(target_length, "--target-length")
     if target is not None and factor is not None:
         raise BadUsage("give one of --factor and --target-length")
-    if rope_theta is not None and not 0 < rope_theta < float("inf"):
-        raise BadUsage(f"expected a base above 0, found {rope_theta:g}", where="--rope-theta")
+    if rope_theta is not None and not SMALLEST <= rope_theta <= LARGEST:
+        raise BadUsage(f"expected a base from {SMALLEST:g} to {LARGEST:g}, found {rope_theta:g}", where="--rope-theta")
     intent = {}
     for rope in chosen_layers(checkpoint, layers):
         spec = rope.spec if rope_theta is None else replace(rope.spec, rope_theta=rope_theta)
@@ -436,11 +438,19 @@ def convert_command(
         raise BadUsage("give one of --output and --in-place")
     if output is None and not dry_run and not in_place and emit is None:
         raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
-    _one_of("--schema", schema, ("both", "v4", "v5"))
-    _one_of("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none"))
-    _one_of("--layers", layers, ("full", "all"))
-    _one_of("--carrier", carrier, ("native", "longrope"))
+    choices: dict[str, tuple[str | None, tuple[str, ...]]] = {
+        "--schema": (schema, ("both", "v4", "v5")),
+        "--weights": (weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none")),
+        "--layers": (layers, ("full", "all")),
+        "--carrier": (carrier, ("native", "longrope")),
+        "--bake": (bake, ("cos-sin", "inv-freq", "attention-factor")),
+    }
+    for option, (value, known) in choices.items():
+        if value is not None:
+            _one_of(option, value, known)
     wanted_runtimes = options.names(runtimes)
+    if runtimes is not None and not wanted_runtimes:
+        raise BadUsage("expected names of runtimes, found none", where="--for", hint="for example transformers,vllm")
     for name in wanted_runtimes:
         _one_of("--for", name, tuple(runtime.name for runtime in RUNTIMES))
     checkpoint = read_checkpoint(model)
@@ -459,7 +469,7 @@ def convert_command(
     elif any(value is not None for value in (*lengths, rope_theta, *by_hand.values())):
         raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
     else:
-        intent = _from_calibration(checkpoint, calibration, layers)
+        intent = _from_calibration(checkpoint, calibration, layers, quiet=quiet or as_json)
     if emit is not None:
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
@@ -566,7 +576,7 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise BadUsage(f"expected numbers with commas between, found {text!r}", where=option) from error
 
 
-def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any) -> dict[str, RopeSpec]:
+def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet: bool) -> dict[str, RopeSpec]:
     from calibrate.calibration import read_calibration  # noqa: PLC0415
     from ropecli.conversion import chosen_layers, extended  # noqa: PLC0415
 
@@ -579,6 +589,9 @@ def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any) -> dict[
             f"cannot be read ({reason})", where=where, hint="check the path given to --from"
         ) from error
     found = read_calibration(text, where)
+    if found.model_type != checkpoint.model_type:
+        note = f"note: {where} was calibrated for a {found.model_type} model, this is a {checkpoint.model_type}"
+        render.say(note, quiet=quiet)
     intent = {}
     for rope in chosen_layers(checkpoint, layers):
         try:
@@ -757,6 +770,8 @@ def _run(arguments: list[str]) -> int:
         # typer and rich stop with 1 when the reader of their help is gone; nothing else here raises it
         return render.PIPE_CLOSED if stop.code == 1 else int(stop.code or 0)
     except typer.TyperException as error:
+        if not arguments:
+            return BadUsage.exit_status  # the help is on the screen already
         failure: RopeError = BadUsage(error.format_message(), hint=f"ropecli {_verb(arguments)}--help")
     except RopeError as error:
         failure = error

@@ -753,3 +753,44 @@ def test_no_color_is_honoured_on_a_terminal(tmp_path):
     assert plain[0] == coloured[0] == 3
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", plain[1])
     assert re.search(r"\x1b\[[0-9;]*3[0-7]", coloured[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rope-theta", "1e308"], "--rope-theta"),
+        (["--original-length", ""], "--original-length"),
+        (["--for", ","], "--for"),
+        (["--bake", "sin"], "attention-factor"),
+    ],
+)
+def test_values_that_say_nothing_are_bad_usage(options, message, run, checkpoint, tmp_path):
+    """An empty or impossible value is not taken for an absent one; the status is 2 and nothing is written."""
+    status, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *YARN, *options)
+    assert (status, stdout) == (2, "")
+    assert message in stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [["--expect", "factor"], ["--plot", "figure.gif"], ["--rope-type", "yarn"]])
+def test_inspect_checks_its_options_before_it_prints(options, run, checkpoint):
+    """A mistake in an option leaves standard output empty."""
+    status, stdout, _ = run("inspect", checkpoint, *options)
+    assert (status, stdout) == (2, "")
+
+
+def test_without_arguments_the_help_is_all_there_is(run):
+    """`ropecli` alone shows the help, with the status of bad usage and no error without words."""
+    status, stdout, stderr = run()
+    assert status == 2
+    assert "Usage" in stdout
+    assert stderr == ""
+
+
+def test_a_calibration_for_another_kind_of_model_is_told(run, checkpoint, tmp_path):
+    """The file of a Qwen-2 fits a Llama of the same geometry, but the user is told."""
+    other = calibration(checkpoint={"source": "x", "model_type": "qwen2", "config_sha256": "0" * 64})
+    (tmp_path / "c.json").write_text(json.dumps(other))
+    status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", "--from", tmp_path / "c.json")
+    assert status == 0
+    assert "qwen2" in stderr
