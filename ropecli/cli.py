@@ -653,7 +653,7 @@ def evaluate_command(
         typer.Option(
             metavar="N",
             help="Tokens from one window to the next. Default: sliding half a window; yarn one window a document "
-            "(its --truncate).",
+            "(its --truncate). What slides has --windows 2 for its text unless that is given.",
         ),
     ] = None,
     passkey: Annotated[
