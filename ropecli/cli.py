@@ -429,7 +429,6 @@ def convert_command(
     from ropecli.agreement import as_longrope, disagreements  # noqa: PLC0415
     from ropecli.baking import folded, no_edits, with_tables  # noqa: PLC0415
     from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
-    from ropecli.runtimes import RUNTIMES  # noqa: PLC0415
     from ropecli.tables import BakeRequest  # noqa: PLC0415
 
     if (calibration is None) == (rope_type is None):
@@ -438,21 +437,12 @@ def convert_command(
         raise BadUsage("give one of --output and --in-place")
     if output is None and not dry_run and not in_place and emit is None:
         raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
-    choices: dict[str, tuple[str | None, tuple[str, ...]]] = {
-        "--schema": (schema, ("both", "v4", "v5")),
-        "--weights": (weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none")),
-        "--layers": (layers, ("full", "all")),
-        "--carrier": (carrier, ("native", "longrope")),
-        "--bake": (bake, ("cos-sin", "inv-freq", "attention-factor")),
-    }
-    for option, (value, known) in choices.items():
-        if value is not None:
-            _one_of(option, value, known)
-    wanted_runtimes = options.names(runtimes)
-    if runtimes is not None and not wanted_runtimes:
-        raise BadUsage("expected names of runtimes, found none", where="--for", hint="for example transformers,vllm")
-    for name in wanted_runtimes:
-        _one_of("--for", name, tuple(runtime.name for runtime in RUNTIMES))
+    _one_of("--schema", schema, ("both", "v4", "v5"))
+    _one_of("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none"))
+    _one_of("--layers", layers, ("full", "all"))
+    _one_of("--carrier", carrier, ("native", "longrope"))
+    _one_of("--bake", bake, ("cos-sin", "inv-freq", "attention-factor"))
+    wanted_runtimes = _runtimes(runtimes)
     checkpoint = read_checkpoint(model)
     by_hand = {
         "beta_fast": beta_fast,
@@ -562,8 +552,22 @@ def _convert_gguf(
     render.show_gguf_receipt(conversion, receipt, quiet=quiet or as_json)
 
 
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
+def _runtimes(text: str | None) -> tuple[str, ...]:
+    """The names given to --for; none for all of them."""
+    from ropecli.runtimes import RUNTIMES  # noqa: PLC0415
+
+    if text is None:
+        return ()
+    wanted = options.names(text)
+    if not wanted:
+        raise BadUsage("expected names of runtimes, found none", where="--for", hint="for example transformers,vllm")
+    for name in wanted:
+        _one_of("--for", name, tuple(runtime.name for runtime in RUNTIMES))
+    return wanted
+
+
+def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
         raise BadUsage(f"unknown {value!r}", where=option, hint=f"known: {', '.join(known)}")
 
 
