@@ -460,11 +460,11 @@ def convert_command(
         raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
     else:
         intent = _from_calibration(checkpoint, calibration, layers, quiet=quiet or as_json)
+    if carrier == "longrope":
+        intent = {name: as_longrope(spec) for name, spec in intent.items()}
     if emit is not None:
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
-    if carrier == "longrope":
-        intent = {name: as_longrope(spec) for name, spec in intent.items()}
     if output is not None and not force and (output.exists() or output.is_symlink()):
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if checkpoint.format == "gguf":

@@ -122,7 +122,8 @@ def _finding_lines(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
         fix = ", ".join(
             f"{key} = {'(remove)' if value is None else _short(value)}" for key, value in finding.fix.items()
         )
-        text = f"{finding.message}. {finding.effect}" + (f" Fix: {fix}" if fix else "")
+        end = "" if finding.message.endswith("?") else "."
+        text = f"{finding.message}{end} {finding.effect}" + (f" Fix: {fix}" if fix else "")
         yield f"{finding.severity} {finding.id}", text
 
 

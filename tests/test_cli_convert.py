@@ -794,3 +794,10 @@ def test_a_calibration_for_another_kind_of_model_is_told(run, checkpoint, tmp_pa
     status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", "--from", tmp_path / "c.json")
     assert status == 0
     assert "qwen2" in stderr
+
+
+def test_emitted_flags_are_those_of_the_carrier(run, checkpoint):
+    """--carrier longrope is not forgotten by --emit."""
+    status, stdout, _ = run("convert", checkpoint, *YARN, "--carrier", "longrope", "--emit", "vllm")
+    assert status == 0
+    assert "longrope" in stdout
