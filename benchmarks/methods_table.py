@@ -45,7 +45,8 @@ def measure(model: str, factor: float, calibration: str, held_out: str, document
     rows: dict[str, Any] = {row["method"]: row for row in map(json.loads, lines)}
     cost = f"{result['cost']['forward_equivalents']:.1f}"
     table = []
-    for name, label in [*METHODS.items(), (file, f"calibrated ({result['decision']})")]:
+    last = "calibrated" if result["decision"] == "calibrated" else "search result (default kept)"
+    for name, label in [*METHODS.items(), (file, last)]:
         row = rows[name]
         gain = row["beyond_difference"]
         change = "" if gain is None else f"{gain['delta']:+.4f} ({gain['ci95'][0]:+.4f} to {gain['ci95'][1]:+.4f})"
