@@ -80,13 +80,14 @@ def inspect_command(
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Reads the config alone: no weights, no torch, no transformers. Of many checkpoints every one is looked at.
 
     A finding has a stable id; docs/findings.md has a section for each.
     """
-    del debug
+    del debug, verbose
     if plot is not None:
         if len(models) > 1:
             raise BadUsage("one figure shows one checkpoint", where="--plot")
@@ -329,10 +330,14 @@ def convert_command(
     target_length: options.TargetLength = None,
     original_length: options.OriginalLength = None,
     beta_slow: Annotated[
-        float | None, typer.Option("--beta-slow", "--alpha", help="α: pairs that turn less often are slowed whole.")
+        float | None,
+        typer.Option(
+            "--beta-slow", "--alpha", help="α, in turns inside L: pairs that turn less often are slowed whole."
+        ),
     ] = None,
     beta_fast: Annotated[
-        float | None, typer.Option("--beta-fast", "--beta", help="β: pairs that turn more often are kept.")
+        float | None,
+        typer.Option("--beta-fast", "--beta", help="β, in turns inside L: pairs that turn more often are kept."),
     ] = None,
     attention_factor: Annotated[
         float | None, typer.Option(help="Multiplier m on cos and sin. Default for yarn: 0.1·ln s + 1.")
@@ -417,13 +422,14 @@ def convert_command(
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """The weights are linked, not copied, where the file system can; the source is never written to.
 
     What was written is read back and recomputed before it appears.
     """
-    del debug
+    del debug, verbose
     from ropecli import conversion as plans  # noqa: PLC0415
     from ropecli import writer  # noqa: PLC0415
     from ropecli.agreement import as_longrope, disagreements  # noqa: PLC0415

@@ -116,7 +116,10 @@ def scaling_by_hand(
             raise BadUsage(f"{rope_type} does not have it", where=option, hint=f"{rope_type} has {has}")
     if rope_type == "none" and factor != 1:
         raise BadUsage("without scaling nothing is extended", where="--factor", hint="leave --factor out, or use yarn")
-    fast, slow = _given(beta_fast, 32.0), _given(beta_slow, 1.0)
+    # a ramp that the checkpoint was trained with stays what it is, unless another one is asked for
+    trained = spec.scaling if rope_type == "yarn" and isinstance(spec.scaling, Yarn) else Yarn.default(1.0)
+    fast, slow = _given(beta_fast, trained.beta_fast), _given(beta_slow, trained.beta_slow)
+    rounded = trained.truncate if truncate is None else truncate
     low, high = _given(low_freq_factor, 1.0), _given(high_freq_factor, 4.0)
     for option, lower, upper in (("--beta-slow", slow, fast), ("--low-freq-factor", low, high)):
         if lower >= upper:
@@ -133,7 +136,7 @@ def scaling_by_hand(
         "ntk": lambda: Ntk(factor),
         "dynamic": lambda: Dynamic(factor),
         "ntk-by-parts": lambda: NtkByParts(factor, fast, slow, m),
-        "yarn": lambda: Yarn(factor, m, fast, slow, truncate is not False),
+        "yarn": lambda: Yarn(factor, m, fast, slow, rounded),
         "llama3": lambda: Llama3(factor, low, high),
         "longrope": lambda: _longrope(spec, factor, factors, m),
     }

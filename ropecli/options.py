@@ -31,7 +31,7 @@ def names(text: str | None) -> tuple[str, ...]:
 
 
 MODEL_HELP = "A checkpoint folder, a config.json, a .gguf file, a params.json, or a Hub id."
-BAKE, MODEL, TALK = "Bake", "Model", "Talk"
+BAKE, MODEL, TALK = "Baking", "Loading the model", "Output"
 
 Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Models: TypeAlias = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)]

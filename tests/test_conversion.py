@@ -374,3 +374,13 @@ def test_dynamic_comes_with_a_warning(tmp_path):
     checkpoint = checkpoint_of(tmp_path)
     conversion = plan(checkpoint, {"default": extended(checkpoint.ropes[0].spec, Dynamic(4.0))})
     assert any("dynamic" in note for note in conversion.notes)
+
+
+def test_a_trained_ramp_is_kept_unless_another_is_asked_for():
+    """gpt-oss was trained with a ramp that is not rounded: another factor does not change it silently."""
+    trained = RopeSpec(150000.0, 64, 64, 4096, 131072, Yarn(32.0, 1.3466, 24.0, 1.5, truncate=False))
+    kept = scaling_by_hand("yarn", trained, 64.0)
+    assert isinstance(kept, Yarn)
+    assert (kept.beta_fast, kept.beta_slow, kept.truncate) == (24.0, 1.5, False)
+    other = scaling_by_hand("yarn", trained, 64.0, beta_fast=32.0, beta_slow=1.0, truncate=True)
+    assert other == Yarn.default(64.0)

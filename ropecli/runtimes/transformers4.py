@@ -42,6 +42,8 @@ def rule(request: Request) -> Reading:
     given = request.config.get("rope_scaling")
     if not isinstance(given, Mapping) or local_layer(request):
         return Reading(plain(base), 1.0, max_positions(request), notes)
+    if request.model_type == "phi3" and set(given) != {"type", "short_factor", "long_factor"}:
+        raise Refused("ValueError: Phi-3's rope_scaling must hold type, short_factor and long_factor, and no other key")
     scaling = _scaling(given, request)
     inv_freq, attention_factor, more = _compute(scaling, base, request)
     warned = ignored(scaling, *KNOWN.get(scaling["rope_type"], scaling))

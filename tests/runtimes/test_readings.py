@@ -141,6 +141,8 @@ def test_which_of_two_longrope_lists_is_used(row: str, divisor: float) -> None:
     scaling = {**LONGROPE, "type": "longrope"}
     if row == "exllamav2":
         del scaling["rope_type"]
+    if row == "transformers-4":
+        scaling = {key: scaling[key] for key in ("type", "short_factor", "long_factor")}
     request = asked(scaling, spec=MEANT_LONGROPE, architecture="Phi3ForCausalLM", model_type="phi3", **{ORIGINAL: L})
     reading = readings(request)[row]
     assert reading.inv_freq == pytest.approx([w / divisor for w in PLAIN], rel=1e-12)
@@ -425,3 +427,11 @@ def test_importing_the_rows_imports_no_library() -> None:
     code = "import sys, json, ropecli.runtimes; print(json.dumps([*sys.modules]))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert not {"torch", "transformers", "numpy", "scipy", "gguf"} & set(loaded)
+
+
+def test_transformers_4_takes_three_keys_for_phi3_and_no_more() -> None:
+    """Its config class raises ValueError for any other key beside type and the two lists."""
+    request = asked(LONGROPE, spec=MEANT_LONGROPE, architecture="Phi3ForCausalLM", model_type="phi3", **{ORIGINAL: L})
+    reading = readings(request)["transformers-4"]
+    assert reading.inv_freq is None
+    assert "no other key" in " ".join(reading.notes)
