@@ -16,6 +16,8 @@ from ropecli.spec import LARGEST, Longrope, RopeSpec, Scaling, Yarn, scaling_to_
 
 KIND = "ropecli.calibration"
 ORIGINAL = "original_max_position_embeddings"
+IDENTITY = ("model_type", "config_sha256")
+"""What a calibration file says of the checkpoint that it is for."""
 YARN_LAW = (0.1, 1.0)
 """YaRN's own temperature, m(s) = 0.1·ln s + 1, as (a, b) (arXiv 2309.00071, equation 22)."""
 
@@ -44,6 +46,7 @@ class Calibrated:
     inv_freq: tuple[float, ...]
     decision: str
     model_type: str
+    config_sha256: str = ""
 
     def onto(self, spec: RopeSpec) -> RopeSpec:
         """This calibration on the geometry of a checkpoint.
@@ -135,7 +138,7 @@ def calibrated_from_json(data: Any, where: str) -> Calibrated:
             original,
             tuple(_finite(value, f"inv_freq[{index}]") for index, value in enumerate(inv_freq)),
             str(data.get("decision", "")),
-            str(checkpoint.get("model_type", "")) if isinstance(checkpoint, dict) else "",
+            *(str(checkpoint.get(key, "")) if isinstance(checkpoint, dict) else "" for key in IDENTITY),
         )
     except BadParameter as error:
         raise BadCalibration(error.problem, where=f"{where}: rope.{error.where}", hint=error.hint) from error

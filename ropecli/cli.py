@@ -599,9 +599,6 @@ def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet
             f"cannot be read ({reason})", where=where, hint="check the path given to --from"
         ) from error
     found = read_calibration(text, where)
-    if found.model_type != checkpoint.model_type:
-        note = f"note: {where} was calibrated for a {found.model_type} model, this is a {checkpoint.model_type}"
-        render.say(note, quiet=quiet)
     intent = {}
     for rope in chosen_layers(checkpoint, layers):
         try:
@@ -609,6 +606,11 @@ def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet
         except RopeError as error:
             raise error.at(where) from None
         intent[rope.name] = extended(spec, spec.scaling, found.original_length)
+    if found.model_type != checkpoint.model_type:
+        note = f"note: {where} was calibrated for a {found.model_type} model, this is a {checkpoint.model_type}"
+        render.say(note, quiet=quiet)
+    elif found.config_sha256 not in ("", checkpoint.config_sha256):
+        render.say(f"note: {where} was calibrated for another config than this checkpoint's", quiet=quiet)
     return intent
 
 
