@@ -11,6 +11,7 @@ demo: .venv/demo-ready
 
 test: .venv/test-ready .venv-runtimes/ready lint
 	$(BIN)/coverage run -m pytest
+	PYTHONPATH=. .venv-runtimes/mlx/bin/python -m pytest tests/runtimes/test_mlx.py
 	$(BIN)/coverage report
 
 lint: .venv/test-ready

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
-from ropecli.errors import RopeError
+from ropecli.errors import BadUsage, RopeError
 from ropecli.frequencies import base_frequencies, frequencies
 from ropecli.inspection import RuntimeRow, runtime_rows, with_text
 from ropecli.runtimes.emit import FLAGS, emit
@@ -25,9 +25,24 @@ class Disagreement:
     help: str
 
 
-def as_longrope(spec: RopeSpec) -> RopeSpec:
-    """The same frequencies and attention factor, carried by one list of divisors."""
+def as_longrope(spec: RopeSpec, *, mla: bool = False) -> RopeSpec:
+    """The same frequencies and attention factor, carried by one list of divisors.
+
+    Raises BadUsage for an attention factor below 1, which no runtime but transformers would compute, and for latent
+    attention (`mla`), whose runtimes know no longrope.
+    """
     table = frequencies(spec, spec.max_length)
+    if mla:
+        raise BadUsage(
+            "the runtimes of latent attention (DeepSeek) know no longrope", where="--carrier", hint="leave it out"
+        )
+    if table.attention_factor < 1:
+        raise BadUsage(
+            f"runtimes compute longrope's attention factor from the lengths, never below 1; {table.attention_factor:g} "
+            "would be lost",
+            where="--carrier",
+            hint="--bake attention-factor puts it into the weights, or leave --carrier out",
+        )
     base = base_frequencies(spec.rope_theta, spec.rotary_dim)
     divisors = tuple(w / now for w, now in zip(base, table.inv_freq, strict=True))
     m = table.attention_factor

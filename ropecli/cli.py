@@ -467,7 +467,8 @@ def convert_command(
     else:
         intent = _from_calibration(checkpoint, calibration, layers, quiet=quiet or as_json)
     if carrier == "longrope":
-        intent = {name: as_longrope(spec) for name, spec in intent.items()}
+        latent = {rope.name for rope in checkpoint.ropes if rope.mla}
+        intent = {name: as_longrope(spec, mla=name in latent) for name, spec in intent.items()}
     if emit is not None:
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return

@@ -14,6 +14,7 @@ from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
 from ropecli.dialects import hf
 from ropecli.dialects.portable import stated_original
+from ropecli.errors import BadUsage
 from ropecli.frequencies import snapped_betas
 from ropecli.inspection import runtime_rows, with_text
 from ropecli.spec import RopeSpec, Yarn
@@ -132,3 +133,12 @@ def test_fewer_runtimes_fewer_keys(runtimes: tuple[str, ...], absent: set[str]) 
     for block in (config["rope_scaling"], config["rope_parameters"]):
         assert not absent & block.keys()
     assert not disagreements(conversion, runtimes)
+
+
+def test_longrope_is_refused_where_it_would_lose_the_temperature() -> None:
+    """No runtime computes a factor below 1 from lengths, and latent attention has no longrope."""
+    spec = RopeSpec(1e4, 64, 64, 4096, 16384, Yarn(4.0, 0.9))
+    with pytest.raises(BadUsage, match="never below 1"):
+        as_longrope(spec)
+    with pytest.raises(BadUsage, match="latent"):
+        as_longrope(replace(spec, scaling=Yarn.default(4.0)), mla=True)

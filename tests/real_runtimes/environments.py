@@ -83,7 +83,7 @@ ENVIRONMENTS = {
         Environment(
             "transformers-4", ("transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2"), overlay=True
         ),
-        Environment("mlx", ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")),
+        Environment("mlx", ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "pytest==9.2.0", "hypothesis==6.170.15")),
         Environment("llama", ("xllamacpp==2026.10.11549",)),
     )
 }
