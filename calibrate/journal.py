@@ -43,7 +43,7 @@ def file_fingerprint(path: Path) -> str:
             for block in iter(functools.partial(file.read, 2**20), b""):
                 digest.update(block)
         else:
-            for start in (*range(0, size, _STRIDE), size - _BLOCK_BYTES):
+            for start in (*range(0, size, _STRIDE), max(size - _BLOCK_BYTES, 0)):
                 file.seek(start)
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
