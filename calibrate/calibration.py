@@ -162,7 +162,11 @@ def read_calibration(text: str, where: str) -> Calibrated:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Held-out loss of the result and of every baseline over some positions, in nats a token, paired by document."""
+    """Held-out loss of the result and of every baseline over some positions, in nats a token, paired by document.
+
+    effective_documents  how many documents of equal length would say as much
+    interval             how `ci95` was found: "t" for few documents, "bootstrap" for many
+    """
 
     factor: float
     length: int
@@ -176,6 +180,8 @@ class Validation:
     default_ppl: float
     ppl: float
     baselines: Mapping[str, float]
+    effective_documents: float = math.nan
+    interval: str = "t"
 
     def to_json(self) -> dict[str, Any]:
         """One row of `validation`. JSON has no infinity: the interval of a single document is null."""

@@ -1,5 +1,6 @@
 """One factor: search → held-out check → verdict."""
 
+import functools
 import math
 import resource
 import signal
@@ -17,12 +18,15 @@ import torch
 from calibrate import polish, search
 from calibrate.calibration import Fit, Validation
 from calibrate.corpus import Corpus, Document, Source
+from calibrate.gradient import slope
+from calibrate.journal import Journal
 from calibrate.model import LoadedModel, Settings, as_loaded, rotating_with
 from calibrate.objective import Objective, Point, Space, method
-from calibrate.score import Bands, Floats, nats_by_band, tokens_by_band
-from calibrate.statistics import Difference, paired_difference
+from calibrate.score import Bands, Floats, nats_by_band, tokens_by_band, windows_at_once
+from calibrate.statistics import Difference, effective_documents, paired_difference
 from calibrate.trials import Budget, NatsOf, SearchStopped, Trial, Trials
 from ropecli.checkpoint import Checkpoint
+from ropecli.errors import Inconclusive
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import RopeSpec
 
@@ -32,6 +36,9 @@ BASELINES = ("none", "linear", "ntk", "ntk-by-parts")
 
 FEWEST_DOCUMENTS = 5
 """With fewer calibration documents nothing is claimed: one document can make a model worse."""
+
+FEW_HELD_OUT = 15
+"""With fewer effective held-out documents the interval is a rough one, and a note says so."""
 
 GRADIENT_COST = 3
 """Forward passes that one gradient counts for; measured 2.7."""
@@ -179,6 +186,8 @@ def validate(
                 math.exp(min(default_nll, 700)),
                 math.exp(min(nll, 700)),
                 baselines,
+                round(effective_documents(tokens), 3),
+                difference.interval,
             )
         )
     return tuple(rows), differences
@@ -211,8 +220,7 @@ def finer_if_proved(
     span = f"{gain.delta:+.4f} nats a token against YaRN, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}"
     if not gain.high < 0:
         return yarn, f"a divisor for each pair is not proved better on held-out text: {span}"
-    edge = "; a divisor lies on the bound of the search" if polish.on_bound(finer) else ""
-    return finer, f"a divisor for each pair is better on held-out text: {span}{edge}"
+    return finer, f"a divisor for each pair is better on held-out text: {span}"
 
 
 def verdict(
@@ -328,7 +336,7 @@ def fit(
     request: Request,
     prepared: Prepared,
     task: Task,
-    remembering: Callable[[NatsOf], NatsOf],
+    journal: Journal,
     budget: Budget,
     observer: Observer,
 ) -> tuple[Fit, int | None]:
@@ -337,7 +345,8 @@ def fit(
     space, bands, found = task.space, task.bands, task.found
     began = budget.seconds
     observer.expect(_expected_passes(request, space, len(found), budget.max_evals))
-    nats_of = remembering(scorer(loaded, layer, bands))
+    at_once = windows_at_once(task.length, loaded.device)
+    nats_of = journal.remembering(scorer(loaded, layer, bands), at_once)
     trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial)
     with interruptible(trials) as signals:
         point, complete = find(request, trials, space, len(found))
@@ -345,9 +354,29 @@ def fit(
         notes = list(_notes(task.corpus, loaded, space, point, complete))
         gradients, held_out = 0, once(nats_of)
         if request.tune == "factors" and complete:
-            finer, gradients = polish.divisors(loaded, layer, space, spec, found, bands, objective, observer.say)
-            spec, note = finer_if_proved(held_out, task.held, spec, finer, bands, objective)
-            notes.append(note)
+            slope_of = journal.remembering_slopes(functools.partial(slope, loaded, layer), at_once)
+            yarn = spec
+            try:
+                finer = polish.divisors(
+                    slope_of, space, yarn, found, bands, objective, observer.say, lambda: trials.over
+                )
+            except Inconclusive as error:
+                observer.say(f"gradients are off: {error.problem}")
+                notes.append(f"no divisor for each pair was searched: {error.problem}; {error.hint}")
+            else:
+                gradients = finer.gradients
+                spec, note = finer_if_proved(held_out, task.held, yarn, finer.spec, bands, objective)
+                edges = f"; on the bound of the search: {', '.join(finer.on_bounds)}" if finer.on_bounds else ""
+                notes.append(note + edges)
+                if not finer.complete:
+                    complete = False
+                    notes.append("the search for divisors was stopped before it ended; this is the best it had seen")
+        few = effective_documents(tokens_by_band(task.held, bands).sum(axis=1))
+        if few < FEW_HELD_OUT:
+            notes.append(
+                f"the verdict rests on {len(task.held)} held-out documents, as good as {few:.3g} of equal length: "
+                f"with fewer than {FEW_HELD_OUT} its interval is a rough one"
+            )
         rows, differences = validate(held_out, task.held, space, as_loaded(spec), bands, observer.say)
     unchanged = spec.scaling == space.scaling(space.default)
     decision, reason = verdict(differences, objective, len(found), unchanged=unchanged)

@@ -7,18 +7,21 @@ head is taken a slice at a time, so a window's activations and logits are never 
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel, rotating_with
+from calibrate.model import LoadedModel, is_out_of_memory, rotating_with
 from calibrate.score import Bands, Floats, sliced_nll, windows_at_once
-from ropecli.errors import Inconclusive
+from ropecli.errors import Inconclusive, NoResource
 from ropecli.frequencies import Frequencies
+
+NO_GRADIENT = "no gradient comes through this model's rotary embedding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,14 @@ class Slope:
     nats: float
     inv_freq: Floats
     attention_factor: float
+
+    def __add__(self, other: "Slope") -> "Slope":
+        inv_freq = self.inv_freq + other.inv_freq
+        return Slope(self.nats + other.nats, inv_freq, self.attention_factor + other.attention_factor)
+
+
+SlopeOf = Callable[[Frequencies, Sequence[Document], Bands, Sequence[float]], Slope]
+"""The slope at a table on documents, with a weight for each band."""
 
 
 @contextlib.contextmanager
@@ -59,7 +70,8 @@ def slope(
 ) -> Slope:
     """Σ weight · nats over the documents, and its slope. `weights` has one number a band, and documents add up.
 
-    Raises Inconclusive where the attention implementation has no backward pass, or the model does not let one through.
+    Raises Inconclusive where the attention implementation has no backward pass, or the model does not let one through,
+    and NoResource when memory runs out even for one window at a time.
     """
     inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=loaded.device).requires_grad_()
     m = torch.tensor(table.attention_factor, dtype=torch.float64, device=loaded.device).requires_grad_()
@@ -68,31 +80,46 @@ def slope(
         by_position[low - 1 : high - 1] = weight
     rows = [window[: bands.edges[-1]] for document in documents for window in document.windows]
     batch = windows_at_once(bands.edges[-1], loaded.device)
-    total = 0.0
-    model = loaded.model
-    backbone = getattr(model, model.base_model_prefix)
-    with rotating_with(model, {layer: (inv_freq, m)}), _recomputing(model):
-        for start in range(0, len(rows), batch):
-            ids = torch.tensor(rows[start : start + batch], device=loaded.device)
-            outputs = backbone(input_ids=ids, use_cache=False)
-            hidden = outputs.last_hidden_state
-            if not hidden.requires_grad:
-                raise Inconclusive(
-                    "no gradient comes through this model's rotary embedding",
-                    hint="use --tune yarn, which needs none",
-                )
-            leaf = hidden.detach().requires_grad_()
-            for first, last, losses in sliced_nll(model, ids, outputs, leaf):
-                loss = (losses * by_position[first:last]).sum()
-                torch.autograd.backward(loss)
-                total += float(loss.detach())
+    total = Slope(0.0, np.zeros(len(table.inv_freq)), 0.0)
+    start = 0
+    with rotating_with(loaded.model, {layer: (inv_freq, m)}), _recomputing(loaded.model):
+        while start < len(rows):
+            chosen = rows[start : start + batch]
             try:
-                torch.autograd.backward(hidden, leaf.grad)
-            except (RuntimeError, NotImplementedError) as error:
-                raise Inconclusive(
-                    f"the attention has no backward pass here: {str(error).splitlines()[0]}",
-                    hint="try --attn-implementation eager or sdpa, or --tune yarn, which needs none",
-                ) from error
-    if inv_freq.grad is None or m.grad is None:
-        raise Inconclusive("no gradient comes through this model's rotary embedding", hint="use --tune yarn")
-    return Slope(total, inv_freq.grad.cpu().numpy(), float(m.grad))
+                ids = torch.tensor(chosen, device=loaded.device)
+                total += _of_batch(loaded.model, ids, inv_freq, m, by_position)
+            except (RuntimeError, NotImplementedError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise Inconclusive(
+                        f"no backward pass through this model here: {str(error).partition(chr(10))[0]}",
+                        hint="try --attn-implementation eager or sdpa, or --tune yarn, which needs none",
+                    ) from error
+                if len(chosen) == 1:
+                    raise NoResource(
+                        f"out of memory on the gradient of one window of {bands.edges[-1]} tokens",
+                        hint="try --tune yarn, which needs no gradient, --dtype bfloat16, or a smaller --target-length",
+                    ) from error
+                batch = len(chosen) // 2
+                continue
+            start += len(chosen)
+    return total
+
+
+def _of_batch(
+    model: Any, ids: torch.Tensor, inv_freq: torch.Tensor, m: torch.Tensor, by_position: torch.Tensor
+) -> Slope:
+    """The slope of Σ by_position · nats over the windows of one batch, ids [windows, length]."""
+    outputs = getattr(model, model.base_model_prefix)(input_ids=ids, use_cache=False)
+    hidden = outputs.last_hidden_state
+    if not hidden.requires_grad:
+        raise Inconclusive(NO_GRADIENT, hint="use --tune yarn, which needs none")
+    leaf = hidden.detach().requires_grad_()
+    nats = 0.0
+    for first, last, losses in sliced_nll(model, ids, outputs, leaf):
+        loss = (losses * by_position[first:last]).sum()
+        torch.autograd.backward(loss)
+        nats += float(loss.detach())
+    by_inv_freq, by_m = torch.autograd.grad(hidden, (inv_freq, m), leaf.grad, allow_unused=True)
+    if by_inv_freq is None or by_m is None:
+        raise Inconclusive(NO_GRADIENT, hint="use --tune yarn, which needs none")
+    return Slope(nats, by_inv_freq.cpu().numpy(), float(by_m))

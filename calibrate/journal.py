@@ -1,26 +1,32 @@
 """Every score on disk the moment it is known, so that a run that was cut off goes on where it stopped.
 
-A journal is JSON lines: first the identity of the run, then one line a score. Floats are written so that they read back
-to the same bits. A last line that was cut off is no line.
+A journal is JSON lines: first the identity of the run, then a line for each batch of documents that a table was scored
+on, or the slope of the loss taken at. Floats are written so that they read back to the same bits. A last line that was
+cut off is no line.
 """
 
+import functools
 import hashlib
 import json
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from calibrate.corpus import Document
-from calibrate.score import Floats
+from calibrate.gradient import Slope, SlopeOf
+from calibrate.score import Bands, Floats, batches
 from calibrate.trials import NatsOf
 from ropecli.errors import BadCalibration, BadUsage
 from ropecli.frequencies import Frequencies
 
 KIND = "ropecli.journal"
-_BLOCKS, _BLOCK_BYTES = 64, 4096
+WHOLE_BYTES = 2**30
+"""A file of weights up to this size is read whole for its fingerprint."""
+_STRIDE, _BLOCK_BYTES = 2**16, 4096
 
 
 def journal_path(output: Path) -> Path:
@@ -29,71 +35,106 @@ def journal_path(output: Path) -> Path:
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file's size and of 64 blocks spread over it.
-
-    Quick for any size, and enough to tell a change of weights, where nearly every block differs.
-    """
+    """SHA-256 of a file's size and its bytes; above `WHOLE_BYTES`, of 4 KiB in every 64, and of the last 4."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        for index in range(_BLOCKS):
-            file.seek(index * max(size - _BLOCK_BYTES, 0) // (_BLOCKS - 1))
-            digest.update(file.read(_BLOCK_BYTES))
+        if size <= WHOLE_BYTES:
+            for block in iter(functools.partial(file.read, 2**20), b""):
+                digest.update(block)
+        else:
+            for start in (*range(0, size, _STRIDE), max(size - _BLOCK_BYTES, 0)):
+                file.seek(start)
+                digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
 
 
-def _key(table: Frequencies, documents: Sequence[Document]) -> str:
+def _key(table: Frequencies, documents: Sequence[Document], *more: object) -> str:
     # one text gives other windows at another length, and tables without scaling are the same for every factor
     texts = [(document.name, len(document.windows), len(document.windows[0])) for document in documents]
-    content = repr((table.inv_freq, table.attention_factor, texts))
+    content = repr((table.inv_freq, table.attention_factor, texts, *more))
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 class Journal:
-    """The scores of one run, in a file that only grows.
+    """The scores and slopes of one run, in a file that only grows.
 
+    path      None: remembered while the program runs
     identity  what must be the same for the scores to be of use again, as flat JSON: settings, data, checkpoint
     resume    read what is there; without it an existing journal is replaced
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
-        self.path = path
-        self._known = _read(path, identity) if resume and path.exists() else {}
-        complete = "".join(_line({"key": key, "nats": nats}) for key, nats in self._known.items())
-        stage = path.with_name(path.name + ".partial")
-        stage.write_text(_line({"kind": KIND, "schema_version": 1, "identity": dict(identity)}) + complete, "utf-8")
-        stage.replace(path)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> None:
+        self._known = _read(path, identity) if resume and path is not None and path.exists() else {}
+        self._file: TextIO | None = None
+        if path is not None:
+            complete = "".join(_line({"key": key} | entry) for key, entry in self._known.items())
+            stage = path.with_name(path.name + ".partial")
+            stage.write_text(_line({"kind": KIND, "schema_version": 1, "identity": dict(identity)}) + complete, "utf-8")
+            stage.replace(path)
+            self._file = path.open("a", encoding="utf-8")
 
-    def remembering(self, nats_of: NatsOf) -> NatsOf:
-        """The same scorer, which looks into the journal first and writes down what it had to compute."""
+    def remembering(self, nats_of: NatsOf, windows: int) -> NatsOf:
+        """The same scorer, which looks into the journal first and writes down what it had to compute.
+
+        windows  in one batch: what is lost when the program is killed
+        """
 
         def scored(table: Frequencies, documents: Sequence[Document]) -> Floats:
-            key = _key(table, documents)
-            if key not in self._known:
-                self._known[key] = nats_of(table, documents).tolist()
-                self._file.write(_line({"key": key, "nats": self._known[key]}))
-                self._file.flush()
-            return np.array(self._known[key], dtype=np.float64)
+            def computed(batch: Sequence[Document]) -> dict[str, Any]:
+                return {"nats": nats_of(table, batch).tolist()}
+
+            rows = [
+                np.array(self._entry(_key(table, batch), functools.partial(computed, batch))["nats"], dtype=np.float64)
+                for batch in batches(documents, windows)
+            ]
+            return np.concatenate(rows)
 
         return scored
 
+    def remembering_slopes(self, slope_of: SlopeOf, windows: int) -> SlopeOf:
+        """The same for slopes, which add up over batches."""
+
+        def sloped(table: Frequencies, documents: Sequence[Document], bands: Bands, weights: Sequence[float]) -> Slope:
+            def computed(batch: Sequence[Document]) -> dict[str, Any]:
+                slope = slope_of(table, batch, bands, weights)
+                return {"slope": [slope.nats, slope.inv_freq.tolist(), slope.attention_factor]}
+
+            parts = []
+            for batch in batches(documents, windows):
+                key = _key(table, batch, "slope", bands.edges, tuple(weights))
+                nats, inv_freq, attention_factor = self._entry(key, functools.partial(computed, batch))["slope"]
+                parts.append(Slope(nats, np.array(inv_freq, dtype=np.float64), attention_factor))
+            return functools.reduce(operator.add, parts)
+
+        return sloped
+
+    def _entry(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self._known:
+            self._known[key] = compute()
+            if self._file is not None:
+                self._file.write(_line({"key": key} | self._known[key]))
+                self._file.flush()
+        return self._known[key]
+
     def close(self) -> None:
         """Leave the journal for a later run."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
 
 
 def _line(data: Mapping[str, Any]) -> str:
     return json.dumps(data) + "\n"
 
 
-def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     try:
         lines = path.read_text("utf-8").split("\n")[:-1]
         header, *entries = [json.loads(line) for line in lines]
         had = dict(header["identity"]) if header["kind"] == KIND else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known = {entry.pop("key"): entry for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadCalibration("not a journal of a calibration", where=str(path), hint="run without --resume") from error
     changed = None if had is None else [key for key in identity if had.get(key) != identity[key]]
     if changed is None or changed:
@@ -103,4 +144,4 @@ def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             where=str(path),
             hint="resume with the same checkpoint, text and settings, or start again without --resume",
         )
-    return {entry["key"]: entry["nats"] for entry in entries}
+    return known

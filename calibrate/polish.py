@@ -1,16 +1,16 @@
 """From the best YaRN to a divisor for each pair, by the exact slope of the loss."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from calibrate import search
 from calibrate.corpus import Document
-from calibrate.gradient import slope
-from calibrate.model import LoadedModel
+from calibrate.gradient import SlopeOf
 from calibrate.objective import Objective, Space
 from calibrate.score import Bands, Floats, tokens_by_band
+from calibrate.trials import SearchStopped
 from ropecli.frequencies import Frequencies, base_frequencies, frequencies, rotations
 from ropecli.spec import Longrope, RopeSpec
 
@@ -23,20 +23,40 @@ OFTEN = 32.0
 WITHIN_WEIGHT = 0.3
 """What the loss within the original length counts beside the objective's own positions."""
 
+NEAR = 1e-3
+"""A divisor within this share of a bound, or an attention factor this close to one, lies on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Polished:
+    """What the search for divisors came to.
+
+    spec       the best that was seen, which may be the start
+    gradients  that it cost
+    complete   whether it ended by itself
+    on_bounds  names of the bounds that the best lies on
+    """
+
+    spec: RopeSpec
+    gradients: int
+    complete: bool
+    on_bounds: tuple[str, ...]
+
 
 def divisors(
-    loaded: LoadedModel,
-    layer: str,
+    slope_of: SlopeOf,
     space: Space,
     spec: RopeSpec,
     documents: Sequence[Document],
     bands: Bands,
     objective: Objective,
     tell: Callable[[str], None],
-) -> tuple[RopeSpec, int]:
-    """(the embedding with a divisor for each pair, gradients that it cost), started from `spec`.
+    stopped: Callable[[], bool],
+) -> Polished:
+    """A divisor for each pair, started from `spec`, a YaRN.
 
     What is minimised is the objective's loss plus 0.3 times that within the original length, over all `documents`.
+    `stopped` is asked before each gradient.
     """
     base = np.array(base_frequencies(space.spec.rope_theta, space.spec.rotary_dim))
     start = frequencies(spec)
@@ -48,25 +68,39 @@ def divisors(
     beside = [column for column in within if column not in target]
     if beside:
         weights[beside] = WITHIN_WEIGHT / tokens[:, beside].sum()
-    gradients = 0
+    seen: list[tuple[float, Floats, float]] = []
 
     def value_and_slope(log_divisors: Floats, m: float) -> tuple[float, Floats, float]:
-        nonlocal gradients
-        gradients += 1
+        if stopped():
+            raise SearchStopped
         inv_freq = base * np.exp(-log_divisors)
-        found = slope(loaded, layer, Frequencies(tuple(inv_freq.tolist()), m), documents, bands, weights.tolist())
-        tell(f"gradient {gradients}: m {m:.4f}: {found.nats:.4f} nats with {WITHIN_WEIGHT:g} of those within L")
+        found = slope_of(Frequencies(tuple(inv_freq.tolist()), m), documents, bands, weights.tolist())
+        seen.append((found.nats, log_divisors, m))
+        tell(f"gradient {len(seen)}: m {m:.4f}: {found.nats:.4f} nats with {WITHIN_WEIGHT:g} of those within L")
         return found.nats, -found.inv_freq * inv_freq, found.attention_factor
 
     bounds = search.Bounds(float(np.log(LARGEST_DIVISOR * space.factor)), space.factor_bounds)
     logs = np.log(base / np.array(start.inv_freq))
     logs[:held] = 0.0
-    best, m = search.divisors(value_and_slope, logs, start.attention_factor, held, bounds)
+    complete = True
+    try:
+        search.divisors(value_and_slope, logs, start.attention_factor, held, bounds)
+    except SearchStopped:
+        complete = False
+    if not seen:
+        return Polished(spec, 0, complete, ())
+    _, best, m = min(seen, key=lambda entry: entry[0])
     found = tuple(float(np.exp(value)) for value in best)
-    return replace(spec, scaling=Longrope(space.factor, found, found, m, m)), gradients
+    finer = replace(spec, scaling=Longrope(space.factor, found, found, m, m))
+    return Polished(finer, len(seen), complete, _on_bounds(best[held:], m, bounds))
 
 
-def on_bound(spec: RopeSpec) -> bool:
-    """Whether a divisor lies on the upper bound of the search."""
-    scaling = spec.scaling
-    return isinstance(scaling, Longrope) and max(scaling.long_factor) >= 0.999 * LARGEST_DIVISOR * scaling.factor
+def _on_bounds(log_divisors: Floats, m: float, bounds: search.Bounds) -> tuple[str, ...]:
+    least, greatest = bounds.attention_factor
+    reached = {
+        "a divisor of 1": float(log_divisors.min()) < NEAR,
+        f"a divisor of {np.exp(bounds.log_divisor):g}": float(log_divisors.max()) > bounds.log_divisor - NEAR,
+        f"an attention factor of {least:g}": m < least + NEAR,
+        f"an attention factor of {greatest:.4g}": m > greatest - NEAR,
+    }
+    return tuple(name for name, hit in reached.items() if hit)

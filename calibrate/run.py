@@ -7,8 +7,8 @@ attention factors that the searches found give the law m(s) = a·ln s + b.
 import functools
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -27,7 +27,7 @@ from calibrate.model import LoadedModel, load, rotating_with
 from calibrate.objective import Objective, Space, method
 from calibrate.score import token_nll
 from calibrate.statistics import fitted_line
-from calibrate.trials import Budget, NatsOf
+from calibrate.trials import Budget
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
@@ -163,6 +163,7 @@ def _identity(request: Request, prepared: Prepared) -> Mapping[str, Any]:
         "data": [source.sha256 for source in prepared.sources],
         "device": prepared.loaded.device.type,
         "dtype": prepared.loaded.dtype,
+        "attn_implementation": prepared.loaded.model.config._attn_implementation,
         "factors": sorted(request.factors),
         **settings,
     }
@@ -216,12 +217,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     fits: list[Fit] = []
     skipped: list[str] = []
     stopped_by = None
-    with ExitStack() as stack:
-        remembering: Callable[[NatsOf], NatsOf] = lambda nats_of: nats_of  # noqa: E731 - one of two
-        if request.journal is not None:
-            journal = Journal(request.journal, _identity(request, prepared), resume=request.resume)
-            stack.callback(journal.close)
-            remembering = journal.remembering
+    with closing(Journal(request.journal, _identity(request, prepared), resume=request.resume)) as journal:
         for index, task in enumerate(tasks):
             over = request.time_limit is not None and budget.seconds >= request.time_limit
             if stopped_by is not None or (fits and over):
@@ -231,7 +227,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
                 observer.say(f"factor {task.space.factor:g}:")
             spent = sum(found.cost["evaluations"] for found in fits)
             part = share(budget, spent, tasks[index:])
-            result, stopped_by = fit(request, prepared, task, remembering, part, observer)
+            result, stopped_by = fit(request, prepared, task, journal, part, observer)
             fits.append(result)
     return _joined(request, prepared, tuple(reversed(fits)), tuple(skipped), budget.seconds), stopped_by
 

@@ -122,6 +122,18 @@ def windows_at_once(length: int, device: torch.device) -> int:
     return max(1, (2**13 if device.type == "cpu" else 2**15) // length)
 
 
+def batches(documents: Sequence[Document], windows: int) -> Iterator[Sequence[Document]]:
+    """Consecutive documents that hold at most `windows` windows together; a document that holds more is alone."""
+    first, held = 0, 0
+    for index, document in enumerate(documents):
+        if index > first and held + len(document.windows) > windows:
+            yield documents[first:index]
+            first, held = index, 0
+        held += len(document.windows)
+    if documents:
+        yield documents[first:]
+
+
 def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Bands) -> Floats:
     """Sums of nats, float64 [documents, bands], over all windows of each document.
 

@@ -113,7 +113,7 @@ class Trials:
         answer = self._answers.get((table, documents))
         if answer is not None:
             return answer
-        if self.trials and not settling and (self.stopped or self._spent()):
+        if self.trials and not settling and self._spent():
             raise SearchStopped
         before, began = self.scored_tokens, time.monotonic()
         default = self.nats(self._space.frequencies(self._space.default), documents)
@@ -137,7 +137,12 @@ class Trials:
         most = max(trial.documents for trial in self.trials)
         return min((t for t in self.trials if t.documents == most), key=lambda t: t.nll)
 
-    def _spent(self) -> bool:
+    @property
+    def over(self) -> bool:
+        """Whether it was stopped, or the time is over."""
         budget = self._budget
-        too_many = budget.max_evals is not None and self.evaluations + self.reserve >= budget.max_evals
-        return too_many or (budget.time_limit is not None and budget.seconds >= budget.time_limit)
+        return self.stopped or (budget.time_limit is not None and budget.seconds >= budget.time_limit)
+
+    def _spent(self) -> bool:
+        most = self._budget.max_evals
+        return self.over or (most is not None and self.evaluations + self.reserve >= most)
