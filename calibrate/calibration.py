@@ -6,7 +6,7 @@ Light on purpose: `ropecli convert --from` reads these files without importing t
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,8 @@ class Validation:
     default_ppl: float
     ppl: float
     baselines: Mapping[str, float]
+    differences: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Baseline → (its loss minus default YaRN's, low and high end of the 95 % interval)."""
 
     def to_json(self) -> dict[str, Any]:
         """One row of `validation`. JSON has no infinity: the interval of a single document is null."""
@@ -183,7 +185,47 @@ class Validation:
         numbers = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
         known = all(math.isfinite(end) for end in self.ci95)
         baselines = {key: value if math.isfinite(value) else None for key, value in self.baselines.items()}
-        return numbers | {"ci95": list(self.ci95) if known else None, "baselines": baselines}
+        differences = {
+            key: {"delta": _or_null(delta), "ci95": [low, high] if math.isfinite(low) else None}
+            for key, (delta, low, high) in self.differences.items()
+        }
+        ci95 = list(self.ci95) if known else None
+        return numbers | {"ci95": ci95, "baselines": baselines, "differences": differences}
+
+
+def _or_null(value: float) -> float | None:
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ByPosition:
+    """Held-out loss by position, from the same pass as the held-out table; every list is [bins].
+
+    edges                 ascending positions, one more than bins: bin i is edges[i] ≤ p < edges[i + 1]; L is one of them
+    nll, standard_error   method (`yarn` is default YaRN, `result` the search's) → nats a token, and its standard error
+                          over documents
+    delta, delta_error    result − default YaRN, paired by document, and its standard error
+    """
+
+    factor: float
+    length: int
+    edges: tuple[int, ...]
+    nll: Mapping[str, tuple[float, ...]]
+    standard_error: Mapping[str, tuple[float, ...]]
+    delta: tuple[float, ...]
+    delta_error: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `by_position`. What is no number (the error over a single document) is null."""
+        return {
+            "factor": self.factor,
+            "length": self.length,
+            "edges": list(self.edges),
+            "nll": {key: [_or_null(v) for v in values] for key, values in self.nll.items()},
+            "standard_error": {key: [_or_null(v) for v in values] for key, values in self.standard_error.items()},
+            "delta": [_or_null(v) for v in self.delta],
+            "delta_standard_error": [_or_null(v) for v in self.delta_error],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +236,7 @@ class Fit:
     attention_factor  m as the search found it, whatever the decision
     complete          whether the search ended by itself
     trace             the trials, as JSON
+    found             what the search ended on, whatever the decision
     """
 
     spec: RopeSpec
@@ -206,6 +249,8 @@ class Fit:
     validation: tuple[Validation, ...]
     cost: Mapping[str, Any]
     trace: tuple[Mapping[str, Any], ...]
+    found: RopeSpec | None = None
+    by_position: ByPosition | None = None
 
     @property
     def factor(self) -> float:
@@ -283,6 +328,7 @@ class Calibration:
     versions: Mapping[str, str]
     fits: tuple[Fit, ...] = ()
     law: Law | None = None
+    by_position: tuple[ByPosition, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The calibration file."""
@@ -309,6 +355,7 @@ class Calibration:
             "data": [dict(source) for source in self.data],
             "seed": self.seed,
             "versions": dict(self.versions),
+            "by_position": [curves.to_json() for curves in self.by_position],
             **(several if self.fits else {}),
         }
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from calibrate import polish, search
-from calibrate.calibration import Fit, Validation
+from calibrate.calibration import ByPosition, Fit, Validation
 from calibrate.corpus import Corpus, Document, Source
 from calibrate.model import LoadedModel, Settings, as_loaded, rotating_with
 from calibrate.objective import Objective, Point, Space, method
-from calibrate.score import Bands, Floats, nats_by_band, tokens_by_band
-from calibrate.statistics import Difference, paired_difference
+from calibrate.score import Bands, Counts, Floats, nats_by_band, tokens_by_band
+from calibrate.statistics import Difference, paired_difference, standard_error
 from calibrate.trials import Budget, NatsOf, SearchStopped, Trial, Trials
 from ropecli.checkpoint import Checkpoint
 from ropecli.frequencies import Frequencies, frequencies
@@ -35,6 +35,9 @@ FEWEST_DOCUMENTS = 5
 
 GRADIENT_COST = 3
 """Forward passes that one gradient counts for; measured 2.7."""
+
+POSITION_BINS = 64
+"""Bins of the held-out loss by position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,11 @@ def validate(
     table: Frequencies,
     bands: Bands,
     stage: Callable[[str], None],
-) -> tuple[tuple[Validation, ...], Mapping[str, Difference]]:
-    """Score the held-out documents once for every baseline and the result: within L, beyond it, and over all."""
+) -> tuple[tuple[Validation, ...], Mapping[str, Difference], ByPosition]:
+    """Score the held-out documents once for every baseline and the result: within L, beyond it, over all, by position.
+
+    L is one of the edges of `bands`.
+    """
     named = {name: as_loaded(method(name, space.spec, space.factor)) for name in (*BASELINES, "yarn")}
     nats: dict[Frequencies, Floats] = {}
     for name, wanted in [*named.items(), ("the result", table)]:
@@ -165,6 +171,7 @@ def validate(
         difference = differences[name] = paired_difference(after, before, tokens)
         default_nll, nll = float(before.sum() / total), float(after.sum() / total)
         baselines = {key: float(nats[named[key]][:, chosen].sum() / total) for key in BASELINES}
+        against = {key: paired_difference(nats[named[key]][:, chosen].sum(axis=1), before, tokens) for key in BASELINES}
         rows.append(
             Validation(
                 space.factor,
@@ -179,9 +186,30 @@ def validate(
                 math.exp(min(default_nll, 700)),
                 math.exp(min(nll, 700)),
                 baselines,
+                differences={key: (value.delta, value.low, value.high) for key, value in against.items()},
             )
         )
-    return tuple(rows), differences
+    shown = {**{name: nats[named[name]] for name in named}, "result": nats[table]}
+    return tuple(rows), differences, by_position(space.factor, bands, shown, counts)
+
+
+def by_position(factor: float, bands: Bands, nats: Mapping[str, Floats], tokens: Counts) -> ByPosition:
+    """Loss by position of every method from nats and tokens [documents, bands]; `yarn` and `result` are among them."""
+
+    def errors(sums: Floats) -> tuple[float, ...]:
+        return tuple(standard_error(sums[:, i], tokens[:, i]) for i in range(len(bands.widths)))
+
+    total = tokens.sum(axis=0)
+    change = nats["result"] - nats["yarn"]
+    return ByPosition(
+        factor,
+        bands.edges[-1],
+        bands.edges,
+        {name: tuple((sums.sum(axis=0) / total).tolist()) for name, sums in nats.items()},
+        {name: errors(sums) for name, sums in nats.items()},
+        tuple((change.sum(axis=0) / total).tolist()),
+        errors(change),
+    )
 
 
 def once(nats_of: NatsOf) -> NatsOf:
@@ -343,12 +371,13 @@ def fit(
         point, complete = find(request, trials, space, len(found))
         spec = replace(plain, scaling=space.scaling(point), max_length=task.length)
         notes = list(_notes(task.corpus, loaded, space, point, complete))
-        gradients, held_out = 0, once(nats_of)
+        by_bin = bands.finer(POSITION_BINS)
+        gradients, held_out = 0, once(remembering(scorer(loaded, layer, by_bin)))
         if request.tune == "factors" and complete:
             finer, gradients = polish.divisors(loaded, layer, space, spec, found, bands, objective, observer.say)
-            spec, note = finer_if_proved(held_out, task.held, spec, finer, bands, objective)
+            spec, note = finer_if_proved(held_out, task.held, spec, finer, by_bin, objective)
             notes.append(note)
-        rows, differences = validate(held_out, task.held, space, as_loaded(spec), bands, observer.say)
+        rows, differences, curves = validate(held_out, task.held, space, as_loaded(spec), by_bin, observer.say)
     unchanged = spec.scaling == space.scaling(space.default)
     decision, reason = verdict(differences, objective, len(found), unchanged=unchanged)
     documents = trials.best().documents
@@ -378,5 +407,7 @@ def fit(
             "peak_memory_bytes": peak_memory(loaded.device),
         },
         trace=tuple(_trial_to_json(trial, space.factor) for trial in trials.trials),
+        found=spec,
+        by_position=curves,
     )
     return result, signals[0] if signals else None

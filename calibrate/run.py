@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from calibrate import search
-from calibrate.calibration import YARN_LAW, Calibration, Fit, Law
+from calibrate.calibration import YARN_LAW, Calibration, Fit, Law, rope_to_json
 from calibrate.corpus import Document, Source, read_texts, split, tokenize
-from calibrate.fit import Observer, Prepared, Request, Task, Tune, fit
+from calibrate.fit import POSITION_BINS, Observer, Prepared, Request, Task, Tune, fit
 from calibrate.journal import Journal, file_fingerprint
 from calibrate.model import LoadedModel, load, rotating_with
 from calibrate.objective import Objective, Space, method
@@ -163,6 +163,7 @@ def _identity(request: Request, prepared: Prepared) -> Mapping[str, Any]:
         "data": [source.sha256 for source in prepared.sources],
         "device": prepared.loaded.device.type,
         "dtype": prepared.loaded.dtype,
+        "bins by position": POSITION_BINS,
         "factors": sorted(request.factors),
         **settings,
     }
@@ -263,7 +264,11 @@ def _joined(
             "seconds": round(seconds, 3),
             "peak_memory_bytes": max(found.cost["peak_memory_bytes"] for found in fits),
         },
-        search={"optimizer": request.optimizer, "trace": [trial for found in fits for trial in found.trace]},
+        search={
+            "optimizer": request.optimizer,
+            "trace": [trial for found in fits for trial in found.trace],
+            "found": [rope_to_json(found.found) for found in fits if found.found is not None],
+        },
         data=_data(prepared.sources),
         seed=request.seed,
         versions={
@@ -272,4 +277,5 @@ def _joined(
         },
         fits=fits if len(prepared.tasks) > 1 else (),
         law=law,
+        by_position=tuple(found.by_position for found in fits if found.by_position is not None),
     )
