@@ -197,14 +197,18 @@ def _or_null(value: float) -> float | None:
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
+def _columns(values: Mapping[str, tuple[float, ...]]) -> dict[str, list[float | None]]:
+    return {name: [_or_null(value) for value in column] for name, column in values.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class ByPosition:
     """Held-out loss by position, from the same pass as the held-out table; every list is [bins].
 
-    edges                 ascending positions, one more than bins: bin i is edges[i] ≤ p < edges[i + 1]; L is one of them
-    nll, standard_error   method (`yarn` is default YaRN, `result` the search's) → nats a token, and its standard error
-                          over documents
-    delta, delta_error    result − default YaRN, paired by document, and its standard error
+    edges                  ascending positions, one more than bins: bin i is edges[i] ≤ p < edges[i + 1]; one is L
+    nll, standard_error    method (`yarn` is default YaRN, `result` the search's) → nats a token, and its standard error
+                           over documents
+    delta, delta_error     method → its loss − default YaRN's, paired by document, and its standard error
     """
 
     factor: float
@@ -212,8 +216,8 @@ class ByPosition:
     edges: tuple[int, ...]
     nll: Mapping[str, tuple[float, ...]]
     standard_error: Mapping[str, tuple[float, ...]]
-    delta: tuple[float, ...]
-    delta_error: tuple[float, ...]
+    delta: Mapping[str, tuple[float, ...]]
+    delta_error: Mapping[str, tuple[float, ...]]
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `by_position`. What is no number (the error over a single document) is null."""
@@ -221,10 +225,10 @@ class ByPosition:
             "factor": self.factor,
             "length": self.length,
             "edges": list(self.edges),
-            "nll": {key: [_or_null(v) for v in values] for key, values in self.nll.items()},
-            "standard_error": {key: [_or_null(v) for v in values] for key, values in self.standard_error.items()},
-            "delta": [_or_null(v) for v in self.delta],
-            "delta_standard_error": [_or_null(v) for v in self.delta_error],
+            "nll": _columns(self.nll),
+            "standard_error": _columns(self.standard_error),
+            "delta": _columns(self.delta),
+            "delta_standard_error": _columns(self.delta_error),
         }
 
 

@@ -199,16 +199,19 @@ def by_position(factor: float, bands: Bands, nats: Mapping[str, Floats], tokens:
     def errors(sums: Floats) -> tuple[float, ...]:
         return tuple(standard_error(sums[:, i], tokens[:, i]) for i in range(len(bands.widths)))
 
-    total = tokens.sum(axis=0)
-    change = nats["result"] - nats["yarn"]
+    def means(sums: Floats) -> tuple[float, ...]:
+        return tuple((sums.sum(axis=0) / tokens.sum(axis=0)).tolist())
+
+    with np.errstate(invalid="ignore"):  # ∞ − ∞ is no number, and is written as none
+        changes = {name: sums - nats["yarn"] for name, sums in nats.items() if name != "yarn"}
     return ByPosition(
         factor,
         bands.edges[-1],
         bands.edges,
-        {name: tuple((sums.sum(axis=0) / total).tolist()) for name, sums in nats.items()},
+        {name: means(sums) for name, sums in nats.items()},
         {name: errors(sums) for name, sums in nats.items()},
-        tuple((change.sum(axis=0) / total).tolist()),
-        errors(change),
+        {name: means(sums) for name, sums in changes.items()},
+        {name: errors(sums) for name, sums in changes.items()},
     )
 
 

@@ -237,6 +237,12 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     return _joined(request, prepared, tuple(reversed(fits)), tuple(skipped), budget.seconds), stopped_by
 
 
+def versions() -> Mapping[str, str]:
+    """Of Python and of what computes."""
+    names = ("ropecli", "torch", "transformers", "scipy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
 def _joined(
     request: Request, prepared: Prepared, fits: tuple[Fit, ...], skipped: tuple[str, ...], seconds: float
 ) -> Calibration:
@@ -271,10 +277,7 @@ def _joined(
         },
         data=_data(prepared.sources),
         seed=request.seed,
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("ropecli", "torch", "transformers", "scipy")},
-        },
+        versions=versions(),
         fits=fits if len(prepared.tasks) > 1 else (),
         law=law,
         by_position=tuple(found.by_position for found in fits if found.by_position is not None),
