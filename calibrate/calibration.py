@@ -6,7 +6,7 @@ Light on purpose: `ropecli convert --from` reads these files without importing t
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,8 @@ class Validation:
     baselines: Mapping[str, float]
     effective_documents: float = math.nan
     interval: str = "t"
+    differences: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Baseline → (its loss minus default YaRN's, low and high end of the 95 % interval)."""
 
     def to_json(self) -> dict[str, Any]:
         """One row of `validation`. JSON has no infinity: the interval of a single document is null."""
@@ -189,7 +191,51 @@ class Validation:
         numbers = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
         known = all(math.isfinite(end) for end in self.ci95)
         baselines = {key: value if math.isfinite(value) else None for key, value in self.baselines.items()}
-        return numbers | {"ci95": list(self.ci95) if known else None, "baselines": baselines}
+        differences = {
+            key: {"delta": _or_null(delta), "ci95": [low, high] if math.isfinite(low) else None}
+            for key, (delta, low, high) in self.differences.items()
+        }
+        ci95 = list(self.ci95) if known else None
+        return numbers | {"ci95": ci95, "baselines": baselines, "differences": differences}
+
+
+def _or_null(value: float) -> float | None:
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def _columns(values: Mapping[str, tuple[float, ...]]) -> dict[str, list[float | None]]:
+    return {name: [_or_null(value) for value in column] for name, column in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ByPosition:
+    """Held-out loss by position, from the same pass as the held-out table; every list is [bins].
+
+    edges                  ascending positions, one more than bins: bin i is edges[i] ≤ p < edges[i + 1]; one is L
+    nll, standard_error    method (`yarn` is default YaRN, `result` the search's) → nats a token, and its standard error
+                           over documents
+    delta, delta_error     method → its loss − default YaRN's, paired by document, and its standard error
+    """
+
+    factor: float
+    length: int
+    edges: tuple[int, ...]
+    nll: Mapping[str, tuple[float, ...]]
+    standard_error: Mapping[str, tuple[float, ...]]
+    delta: Mapping[str, tuple[float, ...]]
+    delta_error: Mapping[str, tuple[float, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `by_position`. What is no number (the error over a single document) is null."""
+        return {
+            "factor": self.factor,
+            "length": self.length,
+            "edges": list(self.edges),
+            "nll": _columns(self.nll),
+            "standard_error": _columns(self.standard_error),
+            "delta": _columns(self.delta),
+            "delta_standard_error": _columns(self.delta_error),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +246,7 @@ class Fit:
     attention_factor  m as the search found it, whatever the decision
     complete          whether the search ended by itself
     trace             the trials, as JSON
+    found             what the search ended on, whatever the decision
     """
 
     spec: RopeSpec
@@ -212,6 +259,8 @@ class Fit:
     validation: tuple[Validation, ...]
     cost: Mapping[str, Any]
     trace: tuple[Mapping[str, Any], ...]
+    found: RopeSpec | None = None
+    by_position: ByPosition | None = None
 
     @property
     def factor(self) -> float:
@@ -289,6 +338,7 @@ class Calibration:
     versions: Mapping[str, str]
     fits: tuple[Fit, ...] = ()
     law: Law | None = None
+    by_position: tuple[ByPosition, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The calibration file."""
@@ -315,6 +365,7 @@ class Calibration:
             "data": [dict(source) for source in self.data],
             "seed": self.seed,
             "versions": dict(self.versions),
+            "by_position": [curves.to_json() for curves in self.by_position],
             **(several if self.fits else {}),
         }
 

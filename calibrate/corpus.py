@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from ropecli.errors import BadData, BadUsage, NoResource
@@ -190,38 +190,51 @@ def _spread(windows: list[list[int]], groups: int) -> list[list[list[int]]]:
     return [windows[a:b] for a, b in pairwise(bounds)]
 
 
-def tokenize(texts: Sequence[Text], encode: Encode, length: int, *, bos: int | None, windows: int | None) -> Corpus:
+def tokenize(
+    texts: Sequence[Text],
+    encode: Encode,
+    length: int,
+    *,
+    bos: int | None,
+    windows: int | None,
+    longest: int | None = None,
+) -> Corpus:
     """Cut every document into windows of `length` tokens.
 
     bos      token put in front of every window, as the YaRN evaluation does, where the tokenizer has that habit
     windows  at most this many a document; None: as many as make about 24 windows in all, spread over the documents
+    longest  the longest window that the same texts are cut into; what is too short for it is left out here too, so that
+             every length has the same documents. None: `length`
 
     Raises BadData when no document holds a single window.
     """
     front = [] if bos is None else [bos]
-    body = length - len(front)
+    body, whole = length - len(front), max(longest or length, length) - len(front)
     distinct: dict[str, str] = {}
     for text in texts:
         distinct.setdefault(text.text, text.name)
     encoded = [(name, encode(text)) for text, name in distinct.items()]
-    longest = max((len(ids) for _, ids in encoded), default=0)
-    long_enough = [(name, ids) for name, ids in encoded if len(ids) >= body]
+    long_enough = [(name, ids) for name, ids in encoded if len(ids) >= whole]
     if not long_enough:
+        most_tokens = max((len(ids) for _, ids in encoded), default=0)
         raise BadData(
-            f"no document has the {length} tokens of one window; the longest of {len(encoded)} has {longest}",
+            f"no document has the {whole + len(front)} tokens of one window; the longest of {len(encoded)} has "
+            f"{most_tokens}",
             hint="give longer documents, or a smaller --factor or --target-length",
         )
-    lone = len(encoded) == 1 and len(long_enough[0][1]) >= 2 * body
+    lone = len(encoded) == 1 and len(long_enough[0][1]) >= 2 * whole
     if lone:
         name, ids = long_enough[0]
-        all_windows = _cut(ids, body, len(ids))
-        groups = _spread(all_windows, min(BLOCKS, len(all_windows)))
-        cut = [(f"{name}#{i}", group) for i, group in enumerate(groups, 1)]
+        pieces = _cut(ids, whole, len(ids))
+        groups = [list(chain.from_iterable(group)) for group in _spread(pieces, min(BLOCKS, len(pieces)))]
+        parts = [(f"{name}#{i}", group) for i, group in enumerate(groups, 1)]
         most = windows or 1
     else:
+        parts = long_enough
         most = windows or -(-BLOCKS // len(long_enough))
-        cut = [(name, _cut(ids, body, most)) for name, ids in long_enough]
-    documents = tuple(Document(name, tuple(tuple(front + ids) for ids in group[:most])) for name, group in cut)
+    documents = tuple(
+        Document(name, tuple(tuple(front + window) for window in _cut(ids, body, most))) for name, ids in parts
+    )
     return Corpus(documents, length, len(encoded) - len(long_enough), len(texts) - len(encoded), lone)
 
 

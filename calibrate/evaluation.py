@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from calibrate.calibration import read_calibration
-from calibrate.corpus import Document, Text, read_texts, tokenize
+from calibrate.corpus import Document, Source, Text, read_texts, tokenize
 from calibrate.model import LoadedModel, Settings, as_loaded, load, rotating_with
 from calibrate.objective import method
 from calibrate.protocols import FULL, SLIDING, YARN, Sums, check_protocol, default_stride, measure
@@ -281,8 +281,14 @@ def _subject(request: Request, source: str, lengths: tuple[int, ...], original: 
     return _Subject(source, loaded, corpus.documents[: request.documents], lengths, original, bins)
 
 
-def evaluate(request: Request, observe: Callable[[Row], None]) -> tuple[Row, ...]:
+def evaluate(
+    request: Request,
+    observe: Callable[[Row], None],
+    read: Callable[[Sequence[Source]], None] = lambda _: None,
+) -> tuple[Row, ...]:
     """One row a (checkpoint, method, length), in the order asked for; `observe` is told each as it is known.
+
+    `read` is told the data files once they are read.
 
     The factor of the methods is `--factor`, or the longest length divided by the original one: every length is measured
     at the factor that would be served. `dynamic` is the exception, its scale is each length divided by the original.
@@ -294,7 +300,8 @@ def evaluate(request: Request, observe: Callable[[Row], None]) -> tuple[Row, ...
             where="--protocol",
             hint="--protocol full has it",
         )
-    texts, _ = read_texts(request.data, request.text_field)
+    texts, sources = read_texts(request.data, request.text_field)
+    read(sources)
     first: _First = {}
     rows: list[Row] = []
     for source in request.sources:

@@ -5,43 +5,42 @@ import math
 import resource
 import signal
 import sys
+import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from calibrate import polish, search
-from calibrate.calibration import Fit, Validation
+from calibrate.calibration import Fit
 from calibrate.corpus import Corpus, Document, Source
 from calibrate.gradient import slope
 from calibrate.journal import Journal
 from calibrate.model import LoadedModel, Settings, as_loaded, rotating_with
 from calibrate.objective import Objective, Point, Space, method
 from calibrate.score import Bands, Floats, nats_by_band, tokens_by_band, windows_at_once
-from calibrate.statistics import Difference, effective_documents, paired_difference
+from calibrate.statistics import Difference, effective_documents
 from calibrate.trials import Budget, NatsOf, SearchStopped, Trial, Trials
+from calibrate.verdict import BASELINES, finer_if_proved, judged, validate, verdict
 from ropecli.checkpoint import Checkpoint
 from ropecli.errors import Inconclusive
 from ropecli.frequencies import Frequencies, frequencies
-from ropecli.spec import RopeSpec
+from ropecli.spec import RopeSpec, Yarn
 
 Tune = Literal["yarn", "temperature", "factors"]
-
-BASELINES = ("none", "linear", "ntk", "ntk-by-parts")
-
-FEWEST_DOCUMENTS = 5
-"""With fewer calibration documents nothing is claimed: one document can make a model worse."""
 
 FEW_HELD_OUT = 15
 """With fewer effective held-out documents the interval is a rough one, and a note says so."""
 
 GRADIENT_COST = 3
 """Forward passes that one gradient counts for; measured 2.7."""
+
+POSITION_BINS = 64
+"""Bins of the held-out loss by position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,57 +141,6 @@ def find(request: Request, trials: Trials, space: Space, documents: int) -> tupl
     return (space.default if not default or default[0].nll <= best.nll else best.point), complete
 
 
-def validate(
-    nats_of: Callable[[Frequencies, Sequence[Document]], Floats],
-    documents: Sequence[Document],
-    space: Space,
-    table: Frequencies,
-    bands: Bands,
-    stage: Callable[[str], None],
-) -> tuple[tuple[Validation, ...], Mapping[str, Difference]]:
-    """Score the held-out documents once for every baseline and the result: within L, beyond it, and over all."""
-    named = {name: as_loaded(method(name, space.spec, space.factor)) for name in (*BASELINES, "yarn")}
-    nats: dict[Frequencies, Floats] = {}
-    for name, wanted in [*named.items(), ("the result", table)]:
-        if wanted not in nats:
-            stage(f"held-out check: {name}")
-            nats[wanted] = nats_of(wanted, documents)
-    counts = tokens_by_band(documents, bands)
-    starts = np.array(bands.edges[:-1])
-    positions = {
-        "within": starts < space.spec.original_length,
-        "beyond": starts >= space.spec.original_length,
-        "all": starts > 0,
-    }
-    rows, differences = [], {}
-    for name, chosen in positions.items():
-        tokens = counts[:, chosen].sum(axis=1)
-        total = int(tokens.sum())
-        before, after = nats[named["yarn"]][:, chosen].sum(axis=1), nats[table][:, chosen].sum(axis=1)
-        difference = differences[name] = paired_difference(after, before, tokens)
-        default_nll, nll = float(before.sum() / total), float(after.sum() / total)
-        baselines = {key: float(nats[named[key]][:, chosen].sum() / total) for key in BASELINES}
-        rows.append(
-            Validation(
-                space.factor,
-                bands.edges[-1],
-                name,
-                len(documents),
-                total,
-                default_nll,
-                nll,
-                difference.delta,
-                (difference.low, difference.high),
-                math.exp(min(default_nll, 700)),
-                math.exp(min(nll, 700)),
-                baselines,
-                round(effective_documents(tokens), 3),
-                difference.interval,
-            )
-        )
-    return tuple(rows), differences
-
-
 def once(nats_of: NatsOf) -> NatsOf:
     """The same scorer for one set of documents, which scores no table twice."""
     known: dict[Frequencies, Floats] = {}
@@ -203,46 +151,6 @@ def once(nats_of: NatsOf) -> NatsOf:
         return known[table]
 
     return scored
-
-
-def finer_if_proved(
-    nats_of: NatsOf,
-    documents: Sequence[Document],
-    yarn: RopeSpec,
-    finer: RopeSpec,
-    bands: Bands,
-    objective: Objective,
-) -> tuple[RopeSpec, str]:
-    """The divisors only where held-out text proves them better than the YaRN that they came from; and a note of it."""
-    target, _ = objective.columns(bands, yarn.original_length)
-    after, before = (nats_of(as_loaded(spec), documents)[:, target].sum(axis=1) for spec in (finer, yarn))
-    gain = paired_difference(after, before, tokens_by_band(documents, bands)[:, target].sum(axis=1))
-    span = f"{gain.delta:+.4f} nats a token against YaRN, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}"
-    if not gain.high < 0:
-        return yarn, f"a divisor for each pair is not proved better on held-out text: {span}"
-    return finer, f"a divisor for each pair is better on held-out text: {span}"
-
-
-def verdict(
-    differences: Mapping[str, Difference], objective: Objective, documents: int, *, unchanged: bool
-) -> tuple[str, str]:
-    """("calibrated" or "default", the reason in a sentence); `unchanged` where the search ended on the default."""
-    target = differences["beyond" if objective.positions == "last" else objective.positions]
-    within = differences["within"]
-    span = f"{target.delta:+.4f} nats a token, 95 % interval {target.low:+.4f} to {target.high:+.4f}"
-    if documents < FEWEST_DOCUMENTS:
-        few = f"{documents} calibration document{'s are' if documents > 1 else ' is'} too few to claim anything"
-        return "default", f"{few}; {FEWEST_DOCUMENTS} are needed"
-    if unchanged:
-        return "default", "the search found nothing better than default YaRN"
-    if not target.high < 0:  # a loss that is not a number proves nothing either
-        return "default", f"on held-out text the gain over default YaRN is not proved: {span}"
-    if within.low > objective.guard:
-        return "default", (
-            f"the gain beyond the original length ({span}) costs {within.delta:+.4f} nats within it, "
-            f"more than the guard of {objective.guard:g}"
-        )
-    return "calibrated", f"better than default YaRN on held-out text: {span}"
 
 
 def peak_memory(device: torch.device) -> int:
@@ -297,6 +205,11 @@ class Task:
     held: tuple[Document, ...]
 
     @property
+    def finer(self) -> Bands:
+        """The bands of the held-out check, which also tell the loss by position."""
+        return self.bands.finer(POSITION_BINS)
+
+    @property
     def plan(self) -> str:
         """What will be done, in a sentence."""
         searched, held = (sum(len(d.windows) for d in part) * self.length for part in (self.found, self.held))
@@ -332,80 +245,155 @@ def _expected_passes(request: Request, space: Space, documents: int, max_evals: 
     return likely if max_evals is None else min(likely, max_evals)
 
 
+def _pace(
+    request: Request, task: Task, trials: Trials, journal: Journal, budget: Budget, memory: Callable[[], int]
+) -> str:
+    """A sentence on how long it will take, from one measured pass over the first document, which the search needs."""
+    passes = _expected_passes(request, task.space, len(task.found), budget.max_evals)
+    tables = len(BASELINES) + 2
+    searched, held = (sum(len(document.windows) for document in part) for part in (task.found, task.held))
+    work = f"the search about {passes:.0f} passes over {searched} windows, the held-out check {tables} over {held}"
+    known, began = journal.computed, time.monotonic()
+    trials.nats(task.space.frequencies(task.space.default), 1)
+    if journal.computed == known:
+        return f"{work}; the first scores are in the journal"
+    window = (time.monotonic() - began) / len(task.found[0].windows)
+    search_time, check_time = (_duration(window * count) for count in (passes * searched, tables * held))
+    return f"{work}; at {_duration(window)} a window {search_time} and {check_time}; {memory() / 2**30:.1f} GiB of memory so far"
+
+
+def _duration(seconds: float) -> str:
+    """For people: 0.35 s, 42 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the search found for one factor, before held-out text has judged it.
+
+    trials    every score of the search
+    held_out  scores tables on held-out documents by position, each table once
+    point     the best, with whole corners
+    complete  whether the search ended by itself
+    """
+
+    task: Task
+    trials: Trials
+    held_out: NatsOf
+    point: Point
+    complete: bool
+
+    def spec(self, plain: RopeSpec) -> RopeSpec:
+        """The YaRN that the point stands for, on the embedding without scaling."""
+        return replace(plain, scaling=self.task.space.scaling(self.point), max_length=self.task.length)
+
+
 def fit(
-    request: Request,
-    prepared: Prepared,
-    task: Task,
-    journal: Journal,
-    budget: Budget,
-    observer: Observer,
-) -> tuple[Fit, int | None]:
+    request: Request, prepared: Prepared, task: Task, journal: Journal, budget: Budget, observer: Observer
+) -> tuple[Fit, Found, int | None]:
     """Search one factor, check on held-out documents, decide. Also returns the signal that stopped it, if any."""
-    loaded, layer, plain, objective = prepared.loaded, prepared.layer, prepared.plain, prepared.objective
-    space, bands, found = task.space, task.bands, task.found
-    began = budget.seconds
-    observer.expect(_expected_passes(request, space, len(found), budget.max_evals))
+    loaded, layer = prepared.loaded, prepared.layer
+    observer.expect(_expected_passes(request, task.space, len(task.found), budget.max_evals))
     at_once = windows_at_once(task.length, loaded.device)
-    nats_of = journal.remembering(scorer(loaded, layer, bands), at_once)
-    trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial)
+    nats_of = journal.remembering(scorer(loaded, layer, task.bands), at_once)
+    trials = Trials(nats_of, task.found, task.space, prepared.objective, task.bands, budget, observer.trial)
+    held_out = once(journal.remembering(scorer(loaded, layer, task.finer), at_once))
     with interruptible(trials) as signals:
-        point, complete = find(request, trials, space, len(found))
-        spec = replace(plain, scaling=space.scaling(point), max_length=task.length)
-        notes = list(_notes(task.corpus, loaded, space, point, complete))
-        gradients, held_out = 0, once(nats_of)
-        if request.tune == "factors" and complete:
-            slope_of = journal.remembering_slopes(functools.partial(slope, loaded, layer), at_once)
-            yarn = spec
-            try:
-                finer = polish.divisors(
-                    slope_of, space, yarn, found, bands, objective, observer.say, lambda: trials.over
-                )
-            except Inconclusive as error:
-                observer.say(f"gradients are off: {error.problem}")
-                notes.append(f"no divisor for each pair was searched: {error.problem}; {error.hint}")
-            else:
-                gradients = finer.gradients
-                spec, note = finer_if_proved(held_out, task.held, yarn, finer.spec, bands, objective)
-                edges = f"; on the bound of the search: {', '.join(finer.on_bounds)}" if finer.on_bounds else ""
-                notes.append(note + edges)
-                if not finer.complete:
-                    complete = False
-                    notes.append("the search for divisors was stopped before it ended; this is the best it had seen")
-        few = effective_documents(tokens_by_band(task.held, bands).sum(axis=1))
-        if few < FEW_HELD_OUT:
-            notes.append(
-                f"the verdict rests on {len(task.held)} held-out documents, as good as {few:.3g} of equal length: "
-                f"with fewer than {FEW_HELD_OUT} its interval is a rough one"
-            )
-        rows, differences = validate(held_out, task.held, space, as_loaded(spec), bands, observer.say)
-    unchanged = spec.scaling == space.scaling(space.default)
-    decision, reason = verdict(differences, objective, len(found), unchanged=unchanged)
+        observer.say(_pace(request, task, trials, journal, budget, lambda: peak_memory(loaded.device)))
+        point, complete = find(request, trials, task.space, len(task.found))
+        found = Found(task, trials, held_out, point, complete)
+        fitted = judge(request, prepared, found, journal, observer)
+    return fitted, found, signals[0] if signals else None
+
+
+def _finer(
+    prepared: Prepared, found: Found, yarn: RopeSpec, journal: Journal, observer: Observer
+) -> tuple[RopeSpec, int, bool, tuple[str, ...]]:
+    """(the divisors where they are proved better, else `yarn`; gradients; whether it ended by itself; notes)."""
+    loaded, task, objective = prepared.loaded, found.task, prepared.objective
+    slope_of = journal.remembering_slopes(
+        functools.partial(slope, loaded, prepared.layer), windows_at_once(task.length, loaded.device)
+    )
+    try:
+        finer = polish.divisors(
+            slope_of, task.space, yarn, task.found, task.bands, objective, observer.say, lambda: found.trials.over
+        )
+    except Inconclusive as error:
+        observer.say(f"gradients are off: {error.problem}")
+        return yarn, 0, True, (f"no divisor for each pair was searched: {error.problem}; {error.hint}",)
+    spec, note = finer_if_proved(found.held_out, task.held, yarn, finer.spec, task.finer, objective)
+    edges = f"; on the bound of the search: {', '.join(finer.on_bounds)}" if finer.on_bounds else ""
+    stopped = () if finer.complete else ("the search for divisors was stopped; this is the best of what it had seen",)
+    return spec, finer.gradients, finer.complete, (note + edges, *stopped)
+
+
+def _in_sample(found: Found, spec: RopeSpec, objective: Objective, held_out: Difference) -> dict[str, Any]:
+    """The `calibration` block: the loss on the documents that chose, and by how much their gain flatters."""
+    task, trials, space = found.task, found.trials, found.task.space
     documents = trials.best().documents
-    seen = [t for t in trials.trials if t.documents == documents]
-    default_trials = [t.nll for t in seen if t.point == space.default]
-    best_trials = [t.nll for t in seen if t.point == point]
-    result = Fit(
-        spec=method("yarn", plain, space.factor) if decision == "default" else spec,
+    chosen = task.found[:documents]
+    target, _ = objective.columns(task.bands, space.spec.original_length)
+    tokens = int(tokens_by_band(chosen, task.bands)[:, target].sum())
+
+    def nll(table: Frequencies) -> float:
+        return float(trials.nats(table, documents)[:, target].sum()) / tokens
+
+    default, best = nll(space.frequencies(space.default)), nll(_searched(found, spec))
+    return {
+        "documents": documents,
+        "tokens": int(tokens_by_band(chosen, task.bands).sum()),
+        "default_nll": default,
+        "nll": best,
+        "optimism": (default - best) + held_out.delta,
+    }
+
+
+def _searched(found: Found, spec: RopeSpec) -> Frequencies:
+    """The table of what was found, as the search knows it."""
+    if isinstance(spec.scaling, Yarn):
+        return found.task.space.frequencies(found.point)
+    return frequencies(spec)
+
+
+def judge(request: Request, prepared: Prepared, found: Found, journal: Journal, observer: Observer) -> Fit:
+    """What the point that was found is worth on held-out documents, and the decision."""
+    task, trials, space, objective = found.task, found.trials, found.task.space, prepared.objective
+    spec = found.spec(prepared.plain)
+    notes = list(_notes(task.corpus, prepared.loaded, space, found.point, found.complete))
+    gradients, complete = 0, found.complete
+    if request.tune == "factors" and complete:
+        spec, gradients, complete, more = _finer(prepared, found, spec, journal, observer)
+        notes.extend(more)
+    few = effective_documents(tokens_by_band(task.held, task.bands).sum(axis=1))
+    if few < FEW_HELD_OUT:
+        notes.append(
+            f"the verdict rests on {len(task.held)} held-out documents, as good as {few:.3g} of equal length: "
+            f"with fewer than {FEW_HELD_OUT} its interval is a rough one"
+        )
+    rows, differences, curves = validate(found.held_out, task.held, space, as_loaded(spec), task.finer, observer.say)
+    target = judged(differences, objective)
+    unchanged = spec.scaling == space.scaling(space.default)
+    decision, reason = verdict(differences, objective, len(task.found), unchanged=unchanged)
+    return Fit(
+        spec=method("yarn", prepared.plain, space.factor) if decision == "default" else spec,
         attention_factor=frequencies(spec).attention_factor,
         complete=complete,
         decision=decision,
         reason=reason,
         notes=tuple(notes),
-        calibration={
-            "documents": documents,
-            "tokens": int(tokens_by_band(found[:documents], bands).sum()),
-            "default_nll": default_trials[0] if default_trials else None,
-            "nll": min(best_trials, default=None),
-        },
+        calibration=_in_sample(found, spec, objective, target),
         validation=rows,
         cost={
             "evaluations": trials.evaluations,
             "gradients": gradients,
             "forward_equivalents": round(trials.forward_equivalents + GRADIENT_COST * gradients, 3),
             "tokens": trials.scored_tokens,
-            "seconds": round(budget.seconds - began, 3),
-            "peak_memory_bytes": peak_memory(loaded.device),
+            "seconds": round(trials.seconds, 3),
+            "peak_memory_bytes": peak_memory(prepared.loaded.device),
         },
         trace=tuple(_trial_to_json(trial, space.factor) for trial in trials.trials),
+        found=spec,
+        by_position=curves,
     )
-    return result, signals[0] if signals else None

@@ -62,10 +62,13 @@ class Journal:
     path      None: remembered while the program runs
     identity  what must be the same for the scores to be of use again, as flat JSON: settings, data, checkpoint
     resume    read what is there; without it an existing journal is replaced
+
+    `computed` counts the entries that were not there.
     """
 
     def __init__(self, path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> None:
         self._known = _read(path, identity) if resume and path is not None and path.exists() else {}
+        self.computed = 0
         self._file: TextIO | None = None
         if path is not None:
             complete = "".join(_line({"key": key} | entry) for key, entry in self._known.items())
@@ -112,6 +115,7 @@ class Journal:
     def _entry(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if key not in self._known:
             self._known[key] = compute()
+            self.computed += 1
             if self._file is not None:
                 self._file.write(_line({"key": key} | self._known[key]))
                 self._file.flush()

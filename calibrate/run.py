@@ -19,15 +19,16 @@ import numpy as np
 import torch
 
 from calibrate import search
-from calibrate.calibration import YARN_LAW, Calibration, Fit, Law
+from calibrate.calibration import YARN_LAW, Calibration, Fit, Law, rope_to_json
 from calibrate.corpus import Document, Source, read_texts, split, tokenize
-from calibrate.fit import Observer, Prepared, Request, Task, Tune, fit
+from calibrate.fit import POSITION_BINS, Found, Observer, Prepared, Request, Task, Tune, fit, interruptible, judge
 from calibrate.journal import Journal, file_fingerprint
 from calibrate.model import LoadedModel, load, rotating_with
 from calibrate.objective import Objective, Space, method
 from calibrate.score import token_nll
+from calibrate.sharing import Sharing, shared
 from calibrate.statistics import fitted_line
-from calibrate.trials import Budget
+from calibrate.trials import Budget, SearchStopped
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
@@ -130,7 +131,7 @@ def prepare(request: Request) -> Prepared:
     encode = functools.cache(loaded.encode)
     tasks = []
     for (space, length), edges in zip(wanted, bands, strict=True):
-        corpus = tokenize(texts, encode, length, bos=loaded.bos, windows=request.windows)
+        corpus = tokenize(texts, encode, length, bos=loaded.bos, windows=request.windows, longest=wanted[0][1])
         found, held = split(corpus.documents[: request.documents], request.validation_fraction, request.seed)
         tasks.append(Task(space, length, edges, corpus, found, held))
     return Prepared(checkpoint, rope.name, plain, loaded, tuple(sources), objective, tuple(tasks))
@@ -164,6 +165,7 @@ def _identity(request: Request, prepared: Prepared) -> Mapping[str, Any]:
         "device": prepared.loaded.device.type,
         "dtype": prepared.loaded.dtype,
         "attn_implementation": prepared.loaded.model.config._attn_implementation,
+        "bins by position": POSITION_BINS,
         "factors": sorted(request.factors),
         **settings,
     }
@@ -174,7 +176,7 @@ def _data(sources: Sequence[Source]) -> tuple[Mapping[str, Any], ...]:
 
 
 def law_of(fits: Sequence[Fit]) -> Law | None:
-    """The line through what the searches found, each factor with the same weight; None for a single factor.
+    """The line through what was found, each factor with the same weight; None for a single factor.
 
     The attention factors are those of the searches, also where a verdict kept the default: a line through defaults
     would be YaRN's own. No search knows m to better than its tolerance.
@@ -187,17 +189,17 @@ def law_of(fits: Sequence[Fit]) -> Law | None:
     return Law(line.slope, line.intercept, line.slope_ci95, line.intercept_ci95, points, line.against_rejected)
 
 
-def _joined_notes(tune: Tune, fits: Sequence[Fit], law: Law | None, skipped: Sequence[str]) -> tuple[str, ...]:
+def _joined_notes(tune: Tune, fits: Sequence[Fit], law: Law | None, more: Sequence[str]) -> tuple[str, ...]:
     shared = [note for note in fits[0].notes if all(note in found.notes for found in fits)]
     own = [f"factor {found.factor:g}: {note}" for found in fits for note in found.notes if note not in shared]
     about_law = []
     if law is not None:
         about_law.append("the law is of the m that the searches found, whatever the decision for each factor was")
-        if tune != "temperature":
-            about_law.append("each factor has corners of its own, and its m belongs to them")
+        if tune == "factors":
+            about_law.append("each factor has divisors of its own, and its m belongs to them")
         if not all(found.complete for found in fits):
             about_law.append("the law rests on a search that was stopped before it ended")
-    return (*shared, *own, *skipped, *about_law)
+    return (*shared, *own, *more, *about_law)
 
 
 def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | None]:
@@ -215,25 +217,60 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     prove_alive(loaded, prepared.layer, tasks[0].space, tasks[0].found[0])
 
     fits: list[Fit] = []
-    skipped: list[str] = []
+    founds: list[Found] = []
+    notes: list[str] = []
     stopped_by = None
     with closing(Journal(request.journal, _identity(request, prepared), resume=request.resume)) as journal:
         for index, task in enumerate(tasks):
             over = request.time_limit is not None and budget.seconds >= request.time_limit
             if stopped_by is not None or (fits and over):
-                skipped.append(f"factor {task.space.factor:g} was left out: the run was stopped before its turn")
+                notes.append(f"factor {task.space.factor:g} was left out: the run was stopped before its turn")
                 continue
             if len(tasks) > 1:
                 observer.say(f"factor {task.space.factor:g}:")
             spent = sum(found.cost["evaluations"] for found in fits)
             part = share(budget, spent, tasks[index:])
-            result, stopped_by = fit(request, prepared, task, journal, part, observer)
+            result, found, stopped_by = fit(request, prepared, task, journal, part, observer)
             fits.append(result)
-    return _joined(request, prepared, tuple(reversed(fits)), tuple(skipped), budget.seconds), stopped_by
+            founds.append(found)
+        if request.tune == "yarn" and len(founds) == len(tasks) > 1 and all(found.complete for found in founds):
+            observer.say("one ramp for all factors:")
+            spent = sum(found.cost["evaluations"] for found in fits)
+            sharing, stopped_by = try_sharing(prepared, founds, budget, spent)
+            if sharing is None:
+                notes.append("each factor has corners of its own: the run was stopped before shared ones were tried")
+            else:
+                notes.append(sharing.note)
+                if sharing.supported:
+                    fits = [judge(request, prepared, found, journal, observer) for found in sharing.founds]
+    return _joined(request, prepared, tuple(reversed(fits)), tuple(notes), budget.seconds), stopped_by
+
+
+def try_sharing(
+    prepared: Prepared, founds: Sequence[Found], budget: Budget, evaluations: int
+) -> tuple[Sharing | None, int | None]:
+    """`shared` within what is left of the budget, None where that is too little; and the signal that stopped it."""
+    trials = [found.trials for found in founds]
+    for each in trials:
+        most = budget.max_evals
+        each.budget = replace(
+            budget, max_evals=None if most is None else each.evaluations + (most - evaluations) // len(trials)
+        )
+    with interruptible(*trials) as signals:
+        try:
+            return shared(prepared, founds), signals[0] if signals else None
+        except SearchStopped:
+            return None, signals[0] if signals else None
+
+
+def versions() -> Mapping[str, str]:
+    """Of Python and of what computes."""
+    names = ("ropecli", "torch", "transformers", "scipy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _joined(
-    request: Request, prepared: Prepared, fits: tuple[Fit, ...], skipped: tuple[str, ...], seconds: float
+    request: Request, prepared: Prepared, fits: tuple[Fit, ...], notes: tuple[str, ...], seconds: float
 ) -> Calibration:
     """The calibration of all factors; `fits` ascend, and the last one speaks for all."""
     largest, law = fits[-1], law_of(fits)
@@ -251,7 +288,7 @@ def _joined(
         factors=tuple(found.factor for found in fits),
         decision=largest.decision,
         reason=largest.reason,
-        notes=_joined_notes(request.tune, fits, law, skipped),
+        notes=_joined_notes(request.tune, fits, law, notes),
         calibration=largest.calibration,
         validation=tuple(row for found in fits for row in found.validation),
         cost={
@@ -259,13 +296,15 @@ def _joined(
             "seconds": round(seconds, 3),
             "peak_memory_bytes": max(found.cost["peak_memory_bytes"] for found in fits),
         },
-        search={"optimizer": request.optimizer, "trace": [trial for found in fits for trial in found.trace]},
+        search={
+            "optimizer": request.optimizer,
+            "trace": [trial for found in fits for trial in found.trace],
+            "found": [rope_to_json(found.found) for found in fits if found.found is not None],
+        },
         data=_data(prepared.sources),
         seed=request.seed,
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("ropecli", "torch", "transformers", "scipy")},
-        },
+        versions=versions(),
         fits=fits if len(prepared.tasks) > 1 else (),
         law=law,
+        by_position=tuple(found.by_position for found in fits if found.by_position is not None),
     )

@@ -71,6 +71,15 @@ class Bands:
         """Predicted tokens in each band of one window."""
         return tuple(b - a for a, b in zip(self.edges, self.edges[1:], strict=False))
 
+    def finer(self, count: int) -> "Bands":
+        """About `count` bands of nearly equal width; every edge of these is one of theirs."""
+        share = count / (self.edges[-1] - self.edges[0])
+        edges = [self.edges[0]]
+        for low, high in self.spans:
+            parts = min(max(round((high - low) * share), 1), high - low)
+            edges += [low + (high - low) * part // parts for part in range(1, parts + 1)]
+        return Bands(tuple(edges))
+
 
 @contextlib.contextmanager
 def _replayed(backbone: Any, outputs: Any) -> Iterator[None]:

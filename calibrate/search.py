@@ -32,7 +32,7 @@ FINALISTS, LEADERS = 3, 2
 """How many cells go on from the sweep and into the last heat, and from each level between the two."""
 GRADIENT_ITERATIONS = 30
 FEW_DOCUMENTS = 3
-CERTAIN = 2.5
+CERTAIN = 2.0
 """A candidate is dropped when it is behind by this many standard errors of a paired difference."""
 USUAL_SPREAD, USUAL_COUNT = 0.02, 4
 """What two cells are taken to differ by on one document, nats a token, before the race has seen for itself; it then
@@ -189,7 +189,7 @@ def temperature(
         edge, inner = (tried[0], tried[1:2]) if best == 0 else (tried[-1], tried[-2:-1])
         if edge in (least, greatest):
             return (edge + inner[0]) / 2
-        reach = step * 2 ** max(len(tried) - 2, 0)
+        reach = math.ldexp(step, max(len(tried) - 2, 0))
         # downwards first: the default is more often too hot than too cold
         return edge - reach if best == 0 else edge + reach
 

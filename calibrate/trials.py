@@ -56,7 +56,8 @@ class Trials:
     documents  in the order in which the search looks at them
     observe    called with every new trial, the best so far, and the passes over the calibration set done
 
-    Set `stopped` to end the search at its next question, and `reserve` to keep so many trials for `settling`.
+    Set `stopped` to end the search at its next question, `reserve` to keep so many trials for `settling`, and `budget`
+    to give it another one.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class Trials:
         self._objective = objective
         self._columns = objective.columns(bands, space.spec.original_length)
         self._tokens = tokens_by_band(documents, bands)
-        self._budget = budget
+        self.budget = budget
         self._observe = observe
         self._known: dict[Frequencies, Floats] = {}
         self._answers: dict[tuple[Frequencies, int], float] = {}
         self.trials: list[Trial] = []
         self.scored_tokens = 0
+        self._accounted = 0
         self.stopped = False
         self.reserve = 0
 
@@ -88,6 +90,11 @@ class Trials:
     def evaluations(self) -> int:
         """Trials that had to score something."""
         return sum(trial.tokens > 0 for trial in self.trials)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that the trials took."""
+        return sum(trial.seconds for trial in self.trials)
 
     @property
     def forward_equivalents(self) -> float:
@@ -115,7 +122,7 @@ class Trials:
             return answer
         if self.trials and not settling and self._spent():
             raise SearchStopped
-        before, began = self.scored_tokens, time.monotonic()
+        began = time.monotonic()
         default = self.nats(self._space.frequencies(self._space.default), documents)
         nats = self.nats(table, documents)
         value = self._objective.value(nats, default, self._tokens[:documents], self._columns)
@@ -127,7 +134,8 @@ class Trials:
                 )
             value = math.inf
         self._answers[table, documents] = value
-        trial = Trial(point, value, documents, self.scored_tokens - before, time.monotonic() - began)
+        trial = Trial(point, value, documents, self.scored_tokens - self._accounted, time.monotonic() - began)
+        self._accounted = self.scored_tokens
         self.trials.append(trial)
         self._observe(trial, self.best(), self.forward_equivalents)
         return value
@@ -140,9 +148,9 @@ class Trials:
     @property
     def over(self) -> bool:
         """Whether it was stopped, or the time is over."""
-        budget = self._budget
+        budget = self.budget
         return self.stopped or (budget.time_limit is not None and budget.seconds >= budget.time_limit)
 
     def _spent(self) -> bool:
-        most = self._budget.max_evals
+        most = self.budget.max_evals
         return self.over or (most is not None and self.evaluations + self.reserve >= most)

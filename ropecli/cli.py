@@ -1,9 +1,10 @@
 """The command line: parse, call, render. Every rule about output and exit status for all verbs is here."""
 
 import os
+import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,6 +26,7 @@ from ropecli.inspection import (
 from ropecli.spec import LARGEST, SMALLEST, RopeSpec
 
 if TYPE_CHECKING:
+    from calibrate.calibration import Calibrated
     from calibrate.evaluation import Request
 
 app = typer.Typer(
@@ -169,6 +171,7 @@ def _by_hand(
 
 @app.command("calibrate", help="Find the best α, β and temperature for a model on text.")
 def calibrate_command(
+    context: typer.Context,
     model: options.Model,
     data: options.Data,
     factor: Annotated[
@@ -212,6 +215,11 @@ def calibrate_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Calibration file; without it, standard output.")
     ] = None,
+    report: options.Report = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png|.svg", help="Draw the held-out loss by position, for the largest factor."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was cut off: its scores lie beside --output.")
     ] = False,
@@ -237,8 +245,7 @@ def calibrate_command(
     m that were found. The calibration file then serves the largest factor; the others are under `fits`.
     """
     del debug
-    if output is not None:
-        _check_output_file(output, force=force)
+    _check_outputs({"--output": output, "--report": report, "--plot": plot}, force=force)
     _one_of("--tune", tune, ("yarn", "temperature", "factors"))
     if resume and output is None:
         raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
@@ -272,7 +279,7 @@ def calibrate_command(
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
         )
         calibration, signal_number = run.calibrate(request, run.Observer(log.say, log.expect, log.trial))
-    content = calibration.to_json()
+    content = {**calibration.to_json(), "command": _command_line(context)}
     if output is None or as_json:
         if as_json:
             render.emit_json(content)
@@ -283,6 +290,7 @@ def calibrate_command(
     if journal is not None and signal_number is None:
         journal.unlink(missing_ok=True)
     render.show_calibration(calibration, quiet=quiet)
+    _draw_calibration(content, model, report, plot)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
 
@@ -298,13 +306,55 @@ def _check_output_file(output: Path, *, force: bool) -> None:
         raise NoResource("the folder cannot be written to", where=str(output.parent))
 
 
-def _check_figure(path: Path, *, force: bool) -> None:
-    """What can be known of a figure before anything is computed for it."""
-    _check_output_file(path, force=force)
-    if path.suffix.lower() not in {".png", ".svg"}:
-        raise BadUsage(f"a figure is a .png or .svg file, found {path.suffix or 'no suffix'}", where=str(path))
-    if find_spec("matplotlib") is None:
-        raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"')
+def _check_outputs(files: Mapping[str, Path | None], *, force: bool) -> None:
+    """What can be known of the files to write before anything is computed for them; keys are their options."""
+    wanted = {option: path for option, path in files.items() if path is not None}
+    for option, path in wanted.items():
+        _check_output_file(path, force=force)
+        suffix = path.suffix.lower()
+        if option == "--plot" and suffix not in {".png", ".svg"}:
+            raise BadUsage(f"a figure is a .png or .svg file, found {suffix or 'no suffix'}", where=str(path))
+        if option == "--report" and suffix not in {".html", ".htm"}:
+            raise BadUsage(f"a report is an .html file, found {suffix or 'no suffix'}", where=str(path))
+        if option in {"--plot", "--report"} and find_spec("matplotlib") is None:
+            raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"')
+    if len({path.resolve() for path in wanted.values()}) < len(wanted):
+        raise BadUsage(f"{' and '.join(wanted)} name the same file", hint="give each a file of its own")
+
+
+def _command_line(context: typer.Context) -> str:
+    """What was typed, quoted for a shell."""
+    return shlex.join(["ropecli", *context.find_root().obj])
+
+
+def _draw_calibration(content: dict[str, Any], model: str, report: Path | None, plot: Path | None) -> None:
+    """The page and the figure of a calibration file."""
+    if plot is not None:
+        from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
+
+        length = content["rope"]["original_max_position_embeddings"]
+        plot_loss_by_position(render.calibration_curves(content), plot, length)
+    if report is not None:
+        from calibrate.calibration import write_text_whole  # noqa: PLC0415
+        from ropecli.report import calibration_page  # noqa: PLC0415 - only for a report
+
+        page = calibration_page(content, _to_paste(read_checkpoint(model), content), "the calibration")
+        write_text_whole(page, report)
+
+
+def _to_paste(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
+    """What `convert` would write into the config, or why it would write nothing."""
+    from calibrate.calibration import calibrated_from_json  # noqa: PLC0415
+    from ropecli.conversion import nested_members, plan  # noqa: PLC0415
+    from ropecli.gguf_writer import plan_gguf  # noqa: PLC0415
+
+    try:
+        intent = _intent(checkpoint, calibrated_from_json(content, "the calibration"), "full")
+        if checkpoint.format == "gguf":
+            return "\n".join(f"{edit.key} = {edit.new}" for edit in plan_gguf(checkpoint, intent).edits)
+        return render.json_text(nested_members(plan(checkpoint, intent).edits)).rstrip("\n")
+    except RopeError as error:
+        return f"convert refuses: {error.message}" + (f" ({error.hint})" if error.hint else "")
 
 
 def _quiet_libraries(*, verbose: bool) -> None:
@@ -589,7 +639,6 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet: bool) -> dict[str, RopeSpec]:
     from calibrate.calibration import read_calibration  # noqa: PLC0415
-    from ropecli.conversion import chosen_layers, extended  # noqa: PLC0415
 
     where = "standard input" if source == "-" else source
     try:
@@ -600,13 +649,10 @@ def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet
             f"cannot be read ({reason})", where=where, hint="check the path given to --from"
         ) from error
     found = read_calibration(text, where)
-    intent = {}
-    for rope in chosen_layers(checkpoint, layers):
-        try:
-            spec = found.onto(rope.spec)
-        except RopeError as error:
-            raise error.at(where) from None
-        intent[rope.name] = extended(spec, spec.scaling, found.original_length)
+    try:
+        intent = _intent(checkpoint, found, layers)
+    except BadCalibration as error:
+        raise error.at(where) from None
     if found.model_type != checkpoint.model_type:
         note = f"note: {where} was calibrated for a {found.model_type} model, this is a {checkpoint.model_type}"
         render.say(note, quiet=quiet)
@@ -615,8 +661,17 @@ def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet
     return intent
 
 
+def _intent(checkpoint: Checkpoint, found: "Calibrated", layers: Any) -> dict[str, RopeSpec]:
+    """What a calibration means for a checkpoint, by layer type."""
+    from ropecli.conversion import chosen_layers, extended  # noqa: PLC0415
+
+    specs = {rope.name: found.onto(rope.spec) for rope in chosen_layers(checkpoint, layers)}
+    return {name: extended(spec, spec.scaling, found.original_length) for name, spec in specs.items()}
+
+
 @app.command("evaluate", help="How good is a checkpoint, or a method, at each length?")
 def evaluate_command(
+    context: typer.Context,
     models: options.Models,
     data: Annotated[
         list[str] | None,
@@ -651,6 +706,7 @@ def evaluate_command(
         Path | None,
         typer.Option(metavar="FILE.png|.svg", help="Draw the loss by position; --window: longest / 64, at least 16."),
     ] = None,
+    report: options.Report = None,
     force: options.Force = False,
     protocol: Annotated[
         str,
@@ -697,17 +753,16 @@ def evaluate_command(
     over documents; "vs first" is paired by document, with its 95 % interval. The band of --plot is one standard error.
     """
     del debug
-    if passkey and (data or window or plot or stride or protocol != "full"):
+    if passkey and (data or window or plot or report or stride or protocol != "full"):
         raise BadUsage(
             "it brings its own text and has no loss by position",
             where="--passkey",
-            hint="leave out --data, --window, --plot, --protocol and --stride",
+            hint="leave out --data, --window, --plot, --report, --protocol and --stride",
         )
     if not data and not passkey:
         raise BadUsage("Missing option '--data'.", hint="ropecli evaluate --help")
     _quiet_libraries(verbose=verbose)
-    if plot is not None:
-        _check_figure(plot, force=force)
+    _check_outputs({"--plot": plot, "--report": report}, force=force)
     with render.data_only():
         from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
         from calibrate.model import Settings  # noqa: PLC0415
@@ -723,7 +778,7 @@ def evaluate_command(
             windows=windows,
             text_field=text_field,
             window=None if window is None else options.length(window, "--window"),
-            by_position=window is not None or plot is not None,
+            by_position=window is not None or plot is not None or (report is not None and protocol == "full"),
             protocol=protocol,
             stride=None if stride is None else options.length(stride, "--stride"),
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
@@ -731,10 +786,12 @@ def evaluate_command(
     if passkey:
         _retrieve(request, trials, as_json=as_json, quiet=quiet)
         return
+    sources: list[Any] = []
     with render.data_only():
         rows = evaluation.evaluate(
             request,
             lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
+            sources.extend,
         )
     if as_json:
         for row in rows:
@@ -747,6 +804,15 @@ def evaluate_command(
         from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
 
         plot_loss_by_position(render.curves(rows), plot, rows[0].original_length)
+    if report is not None:
+        from calibrate.calibration import write_text_whole  # noqa: PLC0415
+        from calibrate.run import versions  # noqa: PLC0415
+        from ropecli.report import evaluation_page  # noqa: PLC0415 - only for a report
+
+        lines = [render.row_to_json(row) for row in rows]
+        checkpoints = [render.checkpoint_to_json(read_checkpoint(model)) for model in models]
+        data_files = [asdict(source) for source in sources]
+        write_text_whole(evaluation_page(lines, checkpoints, data_files, versions(), _command_line(context)), report)
 
 
 def _retrieve(request: "Request", trials: int, *, as_json: bool, quiet: bool) -> None:
@@ -776,7 +842,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
-        result = app(arguments, prog_name="ropecli", standalone_mode=False)
+        result = app(arguments, prog_name="ropecli", standalone_mode=False, obj=arguments)
     except render.ReaderGone:
         return render.PIPE_CLOSED
     except SystemExit as stop:

@@ -72,6 +72,18 @@ class Conversion:
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
+def nested_members(edits: Sequence[Edit]) -> dict[str, Any]:
+    """The new values of edits as one JSON object, what is inside of what as in the config; None where a member goes."""
+    whole: dict[str, Any] = {}
+    for edit in edits:
+        *path, key = edit.key.split(".")
+        block = whole
+        for name in path:
+            block = block.setdefault(name, {})
+        block[key] = edit.new
+    return whole
+
+
 def scaling_by_hand(
     rope_type: str,
     spec: RopeSpec,

@@ -1,6 +1,7 @@
 """The options of the command line: each is declared once, so that it reads the same in every verb."""
 
 import re
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
@@ -64,6 +65,12 @@ OriginalLength: TypeAlias = Annotated[
     typer.Option(metavar="N", help="The length that the model was trained for, where the config does not say it."),
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
+Report: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.html", help="Write a page with tables and figures that needs no network and no script; it prints."
+    ),
+]
 Documents: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Use at most this many documents.")]
 Windows: TypeAlias = Annotated[
     int | None,

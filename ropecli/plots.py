@@ -1,15 +1,18 @@
-"""Figures: wavelengths by pair, divisors by pair, loss by position. The only file that knows matplotlib.
+"""Figures: wavelengths by pair, divisors by pair, loss by position; and any figure as SVG for a page.
 
-matplotlib is an optional dependency and slow to import, so it is imported inside the functions, and its global state
-(pyplot, the user's styles) is left alone. Every line differs by marker and stroke as well as by colour.
+The only file that knows matplotlib, which is an optional dependency and slow to import: it is imported inside the
+functions, and its global state (pyplot, the user's styles) is left alone. Every line differs by marker and stroke as
+well as by colour.
 """
 
 import errno
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from html import escape
 from io import BytesIO
 from itertools import cycle, groupby
 from pathlib import Path
@@ -25,6 +28,40 @@ WIDTH, HEIGHT, DPI = 8.0, 4.5, 100
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")
 STROKES = ("solid", "dashed", "dashdot", "dotted")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+THEME: Mapping[str, tuple[str, str]] = {
+    "paper": ("#ffffff", "#101418"),
+    "ink": ("#1b1f24", "#e6e9ed"),
+    "muted": ("#59636e", "#9aa5b1"),
+    "grid": ("#dde2e7", "#2c343d"),
+    "none": ("#767d85", "#8f98a3"),
+    "linear": ("#a66300", "#e6a532"),
+    "dynamic": ("#6355c0", "#a79df5"),
+    "ntk": ("#007a59", "#35c29b"),
+    "ntk-by-parts": ("#a8457f", "#e08cc0"),
+    "yarn": ("#0068a8", "#58b2ee"),
+    "result": ("#c44900", "#ff8a47"),
+    "better-4": ("#08488c", "#c3e2ff"),
+    "better-3": ("#2f7fc1", "#79bcf2"),
+    "better-2": ("#7db5de", "#3d81b8"),
+    "better-1": ("#cbe1f1", "#254a69"),
+    "worse-1": ("#fbdcc0", "#452d1c"),
+    "worse-2": ("#f0b080", "#704420"),
+    "worse-3": ("#d67a36", "#a8662c"),
+    "worse-4": ("#a04a12", "#dd9450"),
+}
+"""Name → colour on a light and on a dark page. A method has the same colour everywhere; no two colours are equal."""
+
+METHOD_STROKES: Mapping[str, tuple[str, Any]] = {
+    "none": ("P", "dotted"),
+    "linear": ("s", "dashdot"),
+    "dynamic": ("v", (0, (5, 1, 1, 1, 1, 1))),
+    "ntk": ("^", (0, (5, 1))),
+    "ntk-by-parts": ("D", "dashed"),
+    "yarn": ("o", "solid"),
+    "result": ("*", "solid"),
+}
+"""Method → marker and stroke."""
 
 REGIONS = {
     "kept": ("#ffffff", ""),
@@ -48,7 +85,13 @@ def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
     except ImportError as error:
         raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"') from error
-    settings = {"svg.hashsalt": "ropecli", "svg.fonttype": "none", "font.size": 11, "hatch.color": "#c8c8c8"}
+    settings = {
+        "svg.hashsalt": "ropecli",
+        "svg.fonttype": "none",
+        "font.size": 11,
+        "hatch.color": "#c8c8c8",
+        "text.parse_math": False,  # a dollar sign in a path is no formula
+    }
     with style.context(["default", settings], after_reset=True):
         figure = Figure(figsize=(WIDTH, HEIGHT * panels), dpi=DPI, layout="constrained")
         axes = figure.subplots(panels, 1, squeeze=False)
@@ -68,6 +111,73 @@ def _write(data: bytes, path: Path) -> None:
         staged.unlink(missing_ok=True)
         kind = NoResource if error.errno == errno.ENOSPC else BadUsage
         raise kind(f"the figure cannot be written: {error.strerror}", where=str(path)) from error
+
+
+PAGE_STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": THEME["ink"][0],
+    "axes.labelcolor": THEME["ink"][0],
+    "axes.edgecolor": THEME["muted"][0],
+    "xtick.color": THEME["muted"][0],
+    "ytick.color": THEME["muted"][0],
+    "xtick.labelcolor": THEME["ink"][0],
+    "ytick.labelcolor": THEME["ink"][0],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "grid.color": THEME["grid"][0],
+    "grid.linewidth": 0.7,
+}
+
+
+def page_svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[float, float] = (4.7, 3.2)) -> str:
+    """A figure as an `<svg>` element for a page, in the colours of the page.
+
+    name   of the figure, unlike any other on the page: ids begin with it
+    label  what the figure shows, for those who do not see it; escaped here
+    draw   is given the axes; of colours it uses the light ones of `THEME`, which become var(--NAME)
+    size   inches; on the page the figure is as wide as its place
+
+    Raises NoResource without matplotlib.
+    """
+    try:
+        from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
+    except ImportError as error:
+        raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"') from error
+    with style.context(["default", {**PAGE_STYLE, "svg.hashsalt": name}], after_reset=True):
+        figure = Figure(figsize=size, dpi=72, layout="constrained")
+        draw(figure.subplots())
+        buffer = BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _for_a_page(buffer.getvalue().decode(), name, label)
+
+
+def _for_a_page(text: str, name: str, label: str) -> str:
+    """matplotlib's file → an element: without its preamble and style sheet, ids and colours made those of the page."""
+    box = re.search(r'viewBox="([\d. ]+)"', text)
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    for useless in (r"<metadata>.*?</metadata>", r"<style[^>]*>.*?</style>", r"<!--.*?-->", r"\n\s*(?=\n)"):
+        body = re.sub(useless, "", body, flags=re.S)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', body).replace("url(#", f"url(#{name}-")
+    body = re.sub(r"font: ((?:\w+ )*[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
+    names = {light: theme for theme, (light, _) in THEME.items()}
+    body = re.sub("#[0-9a-f]{6}", lambda found: f"var(--{names[found[0]]})" if found[0] in names else found[0], body)
+    view = box[1] if box else "0 0 1 1"
+    return f'<svg viewBox="{view}" role="img" aria-label="{escape(label)}">{body}'
+
+
+def method_look(name: str) -> dict[str, Any]:
+    """Colour, marker and stroke of a method; `result` is the calibrated one."""
+    marker, stroke = METHOD_STROKES[name]
+    return {"color": THEME[name][0], "marker": marker, "linestyle": stroke}
 
 
 def _styles() -> Iterator[dict[str, Any]]:

@@ -8,9 +8,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ropecli.errors import RopeError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from calibrate.statistics import Difference
     from calibrate.trials import Trial
     from ropecli.agreement import Disagreement
+    from ropecli.checkpoint import Checkpoint
     from ropecli.conversion import Conversion, Edit
     from ropecli.gguf_writer import GgufConversion
     from ropecli.writer import Receipt
@@ -503,6 +504,7 @@ def row_to_json(row: "Row") -> dict[str, Any]:
         "beyond_nll": row.beyond,
         "difference": difference(row.difference),
         "beyond_difference": difference(row.beyond_difference),
+        "original_length": row.original_length,
         "protocol": row.protocol,
         "stride": row.stride,
         "by_position": [
@@ -528,6 +530,25 @@ def curves(rows: Sequence["Row"]) -> dict[str, list[tuple[float, float, float, f
                 for part in row.by_position
             ]
     return found
+
+
+def calibration_curves(content: Mapping[str, Any]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """The same of a calibration file, for its largest factor: a line a method."""
+    entry = max(content["by_position"], key=lambda entry: entry["factor"])
+    middles = [(low + high - 1) / 2 for low, high in pairwise(entry["edges"])]
+    return {
+        name: [
+            (middle, nll, nll - (error or 0), nll + (error or 0))
+            for middle, nll, error in zip(middles, column, entry["standard_error"][name], strict=True)
+            if nll is not None
+        ]
+        for name, column in entry["nll"].items()
+    }
+
+
+def checkpoint_to_json(checkpoint: "Checkpoint") -> dict[str, str]:
+    """What a report says of a checkpoint."""
+    return {name: getattr(checkpoint, name) for name in ("source", "model_type", "config_sha256")}
 
 
 def show_positions(rows: Sequence["Row"]) -> None:
