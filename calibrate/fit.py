@@ -258,8 +258,9 @@ def _pace(
     if journal.computed == known:
         return f"{work}; the first scores are in the journal"
     window = (time.monotonic() - began) / len(task.found[0].windows)
-    search_time, check_time = (_duration(window * count) for count in (passes * searched, tables * held))
-    return f"{work}; at {_duration(window)} a window {search_time} and {check_time}; {memory() / 2**30:.1f} GiB of memory so far"
+    one, search_time, check_time = (_duration(window * count) for count in (1, passes * searched, tables * held))
+    peak = f"{memory() / 2**30:.1f} GiB of memory so far"
+    return f"{work}; at {one} a window that is {search_time} and {check_time}; {peak}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`calibrate.polish`: from the best YaRN to a divisor for each pair, on losses whose bottom is known; what replaces what."""
+"""`calibrate.polish`: from the best YaRN to a divisor for each pair, on losses whose bottom is known."""
 
 import math
 from collections.abc import Callable, Sequence
