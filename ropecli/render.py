@@ -448,6 +448,8 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
         f"{cost['seconds']:.0f} s in all"
     )
     console.print(_text(spent if calibration.fits else f"{held_out[calibration.factors[0]]}; {spent}"))
+    if not calibration.fits:
+        console.print(_text(_optimism(calibration.calibration)))
     for note in calibration.notes:
         console.print(_text(f"note: {note}"))
     if calibration.law is not None:
@@ -456,6 +458,11 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
         console.print(_text(f"factor {fit.factor:g}: {fit.decision} ({fit.reason})"))
     if not calibration.fits:
         console.print(_text(f"decision: {calibration.decision} ({calibration.reason})"))
+
+
+def _optimism(block: "Mapping[str, Any]") -> str:
+    gain, flattery = block["default_nll"] - block["nll"], block["optimism"]
+    return f"on its own text the search gained {gain:.4f} nats a token, {flattery:+.4f} more than on held-out text"
 
 
 def _held_out_table(rows: "Sequence[Validation]") -> Any:

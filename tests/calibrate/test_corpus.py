@@ -236,6 +236,27 @@ def test_a_lone_text_of_one_window_stays_a_document() -> None:
     assert (len(corpus.documents), corpus.blocks) == (1, False)
 
 
+def test_every_length_has_the_documents_of_the_longest() -> None:
+    """Cut for windows of 30 too, a text of 20 tokens is left out everywhere, though it holds a window of 10."""
+    texts = [Text(name, name * count) for name, count in (("a", 20), ("b", 30), ("c", 61))]
+    corpora = [tokenize(texts, encode, length, bos=None, windows=None, longest=30) for length in (10, 30)]
+    assert [[d.name for d in corpus.documents] for corpus in corpora] == [["b", "c"]] * 2
+    assert [corpus.too_short for corpus in corpora] == [1, 1]
+
+
+@pytest.mark.parametrize("tokens", [95, 700])
+def test_the_blocks_of_a_lone_text_are_the_same_for_every_length(tokens: int) -> None:
+    """What is held out at one length is not searched on at another: block n comes from the same place of the text."""
+    text = Text("long", " ".join(str(i) for i in range(tokens)))
+    short, long = (
+        tokenize([text], lambda t: [int(w) for w in t.split()], length, bos=None, windows=1, longest=20)
+        for length in (5, 20)
+    )
+    assert [d.name for d in short.documents] == [d.name for d in long.documents]
+    for small, large in zip(short.documents, long.documents, strict=True):
+        assert small.windows[0] == large.windows[0][:5]
+
+
 def test_a_text_that_comes_twice_counts_once() -> None:
     """The same text under two names could stand on both sides of the split: the later one is counted and left out."""
     texts = [Text("a", numbered(20)), Text("b", numbered(20, 90)), Text("copy of a", numbered(20))]

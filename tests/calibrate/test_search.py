@@ -8,7 +8,7 @@ import pytest
 
 from calibrate import search
 from calibrate.objective import Point, Space
-from calibrate.search import METHODS, by_name, coarse_step, race, race_passes, temperature, whole_cells
+from calibrate.search import METHODS, Field, by_name, coarse_step, race, race_passes, temperature, whole_cells
 from calibrate.trials import SearchStopped
 from ropecli.errors import BadUsage
 from ropecli.spec import RopeSpec
@@ -163,6 +163,34 @@ def test_the_first_sweep_is_small_and_the_finest_that_is(name: str) -> None:
     step = coarse_step(space)
     assert len(list(space.cells(step))) <= search.COARSE_CELLS
     assert step == 1 or len(list(space.cells(step - 1))) > search.COARSE_CELLS
+
+
+def test_whoever_is_surely_behind_costs_no_more_documents() -> None:
+    """Of a dozen cells one is clearly better: the others are dropped on the first documents, it runs to the last."""
+    loss = Documents(bowl(3, 8, 1.1, 0.2), 12)
+    cells = [Point(low, high, 1.1) for low in (1, 3, 5) for high in (6, 8, 10, 11)]
+    assert Field(loss).best(cells, 12, 1) == [Point(3, 8, 1.1)]
+    by_cell = {cell: max(document for point, document in loss.known if point == cell) + 1 for cell in cells}
+    assert by_cell.pop(Point(3, 8, 1.1)) == 12
+    assert max(by_cell.values()) <= 2
+    assert loss.passes < 2.5
+
+
+@pytest.mark.parametrize(("spread", "low", "high"), [(0.002, 0.002, 0.007), (0.02, 0.015, 0.025), (0.2, 0.15, 0.25)])
+def test_the_field_learns_how_far_documents_scatter(spread: float, low: float, high: float) -> None:
+    """After one race of cells that do not differ the spread of a paired difference is known, sooner if it is large."""
+    field = Field(Documents(lambda _: 3.7, 24, seed=3, spread=spread))
+    field.best([Point(cell, 11, 1.1) for cell in range(11)], 24, 11)
+    assert low < field.spread < high
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_is_seldom_dropped(seed: int) -> None:
+    """One cell is better by half of what a document scatters: it, or one as good on these documents, is left."""
+    loss = Documents(lambda p: 3.7 + 0.01 * (p.low != 3), 24, seed, spread=0.02)
+    cells = [Point(low, 8, 1.1) for low in range(6)]
+    (best,) = Field(loss).best(cells, 24, 1)
+    assert loss(best, 24) <= min(loss(cell, 24) for cell in cells) + 0.01
 
 
 # ------------------------------------------------------------------------------------------------ the temperature
