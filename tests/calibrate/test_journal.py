@@ -37,9 +37,7 @@ class Model:
     def nats(self, table: Frequencies, documents: Sequence[Document]) -> Floats:
         return self.numbers(table, documents, 2 * len(documents)).reshape(-1, 2)
 
-    def slope(
-        self, table: Frequencies, documents: Sequence[Document], bands: Bands, weights: Sequence[float]
-    ) -> Slope:
+    def slope(self, table: Frequencies, documents: Sequence[Document], bands: Bands, weights: Sequence[float]) -> Slope:
         values = self.numbers(table, documents, 5) * weights[0] * bands.edges[1]
         return Slope(float(values[0]), values[1:4], float(values[4]))
 

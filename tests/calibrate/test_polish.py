@@ -1,4 +1,4 @@
-"""`calibrate.polish`: from the best YaRN to a divisor for each pair, on losses whose bottom is known; what replaces what."""
+"""`calibrate.polish`: from the best YaRN to a divisor for each pair, on losses whose bottom is known."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -87,7 +87,11 @@ def test_divisors_never_fall_and_often_turning_pairs_stay() -> None:
         (RISING + 2.0, 1.07, ("a divisor of 5",)),
         (RISING + 0.2, 3.0, (f"an attention factor of {GREATEST_M:.4g}",)),
         (RISING + 0.2, 0.1, ("an attention factor of 0.8",)),
-        (np.where(RISING == 1, 1, 2 * RISING), 3.0, ("a divisor of 1", "a divisor of 5", "an attention factor of 1.489")),
+        (
+            np.where(RISING == 1, 1, 2 * RISING),
+            3.0,
+            ("a divisor of 1", "a divisor of 5", "an attention factor of 1.489"),
+        ),
     ],
 )
 def test_every_bound_that_the_best_lies_on_is_told(target: Floats, m: float, expected: tuple[str, ...]) -> None:
