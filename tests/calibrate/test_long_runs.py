@@ -94,6 +94,17 @@ def test_the_kills_came_at_many_moments(killed: Path) -> None:
     assert len(computed) > total
 
 
+def test_few_held_out_documents_are_told(killed: Path) -> None:
+    """The effective number stands in each row, and below fifteen a note says that the interval is rough."""
+    content = loaded(killed / "whole.json")
+    assert [row["effective_documents"] for row in content["validation"]] == [3.0] * 3
+    assert [row["interval"] for row in content["validation"]] == ["t"] * 3
+    assert (
+        "the verdict rests on 3 held-out documents, as good as 3 of equal length: "
+        "with fewer than 15 its interval is a rough one"
+    ) in content["notes"]
+
+
 # ------------------------------------------------------------------------------------------------ the command line
 
 ARGUMENTS = ["--factor", "1.25", "--windows", "1", "--device", "cpu", "--max-evals", "14", "--seed", "3"]
