@@ -169,6 +169,11 @@ def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, comp
         notes.append(
             f"{corpus.too_short} documents are shorter than one window of {corpus.length} tokens and were left out"
         )
+    if loaded.dequantised:
+        notes.append(
+            f"the GGUF was de-quantised to {loaded.dtype} by transformers: losses are those of its weights, "
+            "not of a runtime that computes with quantised ones"
+        )
     if loaded.bos is not None:
         notes.append("every window starts with the tokenizer's beginning-of-sequence token")
     if corpus.repeated:

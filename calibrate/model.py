@@ -36,12 +36,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in evaluation mode with gradients off, its tokenizer's encoder, and where its inputs go."""
+    """A model in evaluation mode with gradients off, its tokenizer's encoder, and where its inputs go.
+
+    dequantised  whether it comes from a GGUF, whose weights transformers turns into plain floats on loading
+    """
 
     model: Any
     encode: Callable[[str], list[int]]
     bos: int | None
     device: torch.device
+    dequantised: bool = False
 
     @property
     def dtype(self) -> str:
@@ -151,7 +155,8 @@ def load(source: str, settings: Settings) -> LoadedModel:
 
     with_specials = tokenizer("a", verbose=False).input_ids
     opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id
-    return LoadedModel(model, encode, tokenizer.bos_token_id if opens_with_bos else None, device)
+    bos = tokenizer.bos_token_id if opens_with_bos else None
+    return LoadedModel(model, encode, bos, device, "gguf_file" in extra)
 
 
 def as_loaded(spec: RopeSpec, length: int | None = None) -> Frequencies:

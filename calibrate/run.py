@@ -45,7 +45,8 @@ def extensible(checkpoint: Checkpoint, original_length: int | None) -> tuple[Lay
     """The layers whose embedding is extended, and that embedding without scaling.
 
     Layers that attend within a sliding window keep theirs. Raises Inconclusive where there is nothing to extend, and
-    BadCheckpoint where the checkpoint was trained with a scaling of its own that would be lost.
+    BadCheckpoint where the checkpoint was trained with a scaling of its own that would be lost, or with one that does
+    more than rotate (DeepSeek).
     """
     if not checkpoint.ropes:
         raise Inconclusive(
@@ -61,8 +62,22 @@ def extensible(checkpoint: Checkpoint, original_length: int | None) -> tuple[Lay
             where=checkpoint.source,
             hint="calibrate the checkpoint from before the extension",
         )
+    if rope.mla and _scales_scores(checkpoint.config):
+        raise BadCheckpoint(
+            "trained with a YaRN that multiplies the attention scores too (mscale_all_dim), which no embedding can",
+            where=checkpoint.source,
+            hint="calibrate the checkpoint from before the extension",
+        )
     length = original_length or rope.spec.original_length
     return rope, replace(rope.spec, scaling=Plain(), original_length=length, max_length=length)
+
+
+def _scales_scores(config: Mapping[str, Any]) -> bool:
+    """Whether a config has an mscale_all_dim that is more than a spelling of the temperature on cos and sin."""
+    own = config.get("mscale_all_dim")
+    if isinstance(own, int | float) and abs(own) > 1e-3:
+        return True
+    return any(_scales_scores(inner) for inner in config.values() if isinstance(inner, Mapping))
 
 
 def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -> tuple[float, int]:
@@ -213,7 +228,8 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     prepared = prepare(request)
     loaded, tasks = prepared.loaded, prepared.tasks
     for task in tasks:
-        observer.say(f"{task.plan}; {loaded.device.type}, {loaded.dtype}")
+        of_gguf = " (a GGUF, de-quantised)" if loaded.dequantised else ""
+        observer.say(f"{task.plan}; {loaded.device.type}, {loaded.dtype}{of_gguf}")
     prove_alive(loaded, prepared.layer, tasks[0].space, tasks[0].found[0])
 
     fits: list[Fit] = []

@@ -43,6 +43,9 @@ LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
 """Model types whose class in transformers 5.23 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
 
+UNSTATED_HEAD = frozenset(("hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mixtral"))
+"""Model types whose class in transformers 5.24 leaves head_dim null, which every scaling then multiplies by."""
+
 TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
     "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
     "mscale": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
@@ -207,6 +210,8 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
     v4 = None if scaling is None and not kept else (scaling or {"rope_type": "default"}) | kept
     changes = _lengths(text, served_length(spec))
     changes |= {key: theta for key in OTHER_BASES if key in text}
+    if scaling is not None and model_type in UNSTATED_HEAD and text.get("head_dim") is None:
+        changes["head_dim"] = spec.head_dim
     if schema != "v5":
         changes |= {"rope_theta": theta, "rope_scaling": v4}
         changes |= {key: kept[key] for key in ("partial_rotary_factor",) if key in kept}

@@ -34,7 +34,8 @@ SCALINGS: dict[str, Scaling] = {
     "longrope": Longrope(4.0, DIVISORS, DIVISORS, 1.1, 1.1),
 }
 
-ROW = Validation(4.0, 1024, "beyond", 12, 9216, 3.2, 3.15, -0.05, (-0.06, -0.04), 24.5, 23.3, {"none": 4.7, "ntk": 3.6})
+NTK = {"none": 4.7, "ntk": 3.6}
+ROW = Validation(4.0, 1024, "beyond", 12, 9216, 3.2, 3.15, -0.05, (-0.06, -0.04), 24.5, 23.3, NTK, 11.5, "t")
 
 
 def calibration(scaling: Scaling = FOUND) -> Calibration:
@@ -114,6 +115,8 @@ def test_the_file_has_the_members_of_the_contract() -> None:
             "default_ppl": 24.5,
             "ppl": 23.3,
             "baselines": {"none": 4.7, "ntk": 3.6},
+            "effective_documents": 11.5,
+            "interval": "t",
         }
     ]
 

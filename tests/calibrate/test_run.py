@@ -149,6 +149,8 @@ ROW: dict[str, Any] = {
     "default_ppl": NUMBER,
     "ppl": NUMBER,
     "baselines": {"none": NUMBER, "linear": NUMBER, "ntk": NUMBER, "ntk-by-parts": NUMBER},
+    "effective_documents": NUMBER,
+    "interval": str,
 }
 CONTRACT: dict[str, Any] = {
     "schema_version": WHOLE,

@@ -1,4 +1,4 @@
-"""A GGUF of the tiny Llama in examples/, float32, as llama.cpp's own converter lays one out."""
+"""A GGUF of the tiny Llama in examples/, as llama.cpp's own converter lays one out."""
 
 import json
 from collections.abc import Mapping
@@ -32,11 +32,15 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_tiny_gguf(
-    folder: Path, out: Path, context_length: int, rope_scaling: Mapping[str, str | int | float]
+    folder: Path,
+    out: Path,
+    context_length: int,
+    rope_scaling: Mapping[str, str | int | float],
+    quantisation: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> None:
     """Write the checkpoint in `folder` to `out`; `rope_scaling`: members of `llama.rope.scaling.` to add.
 
-    llama.cpp's server takes no prompt longer than `context_length`.
+    llama.cpp's server takes no prompt longer than `context_length`. Matrices are stored in the given quantisation.
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     writer = gguf.GGUFWriter(str(out), "llama")
@@ -59,7 +63,8 @@ def write_tiny_gguf(
         weight = tensor.float().numpy()
         if "q_proj" in name or "k_proj" in name:
             weight = interleaved(weight, heads if "q_proj" in name else kv_heads)
-        writer.add_tensor(_renamed(name), np.ascontiguousarray(weight))
+        kind = quantisation if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(_renamed(name), gguf.quants.quantize(np.ascontiguousarray(weight), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
