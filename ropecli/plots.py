@@ -331,7 +331,8 @@ def plot_loss_by_position(
 ) -> None:
     """Loss against the position in the window, one line a label, to a PNG or SVG file.
 
-    curves          label → (position in tokens, nats per token, low and high end of its interval), by position
+    curves          label → (position in tokens, nats per token, low and high end of its interval), by position; a label
+                    that is a method's name has that method's look
     path            .png or .svg; replaced if it is there, and written whole or not at all
     trained_length  L in tokens, marked
 
@@ -340,7 +341,8 @@ def plot_loss_by_position(
     if not any(curves.values()):
         raise BadUsage("there is no loss to draw", where=str(path))
     with _drawing(path) as (axes,):
-        for (label, points), look in zip(curves.items(), _styles(), strict=False):
+        for (label, points), own in zip(curves.items(), _styles(), strict=False):
+            look = {**own, **method_look(label)} if label in METHOD_STROKES else own
             positions, losses, lows, highs = zip(*points, strict=True) if points else ((), (), (), ())
             axes.fill_between(positions, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
             axes.plot(positions, losses, label=label, markevery=_spread_markers(len(points)), **look)

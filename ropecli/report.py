@@ -5,6 +5,7 @@ Pure: values in, text out. Whatever is not `Html` is escaped on its way into the
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
@@ -24,6 +25,8 @@ SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "
 MONO = 'ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace'
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 ORIGINAL = "original_max_position_embeddings"
+SERIES = ("result", "yarn", "ntk", "ntk-by-parts", "linear", "dynamic", "none")
+"""Looks that lines without one of their own take, in this order."""
 SHORT_NAME = 22
 """Characters of a name at the end of a line."""
 
@@ -55,8 +58,9 @@ def _pairs(values: Mapping[str, object]) -> Html:
 
 
 def _table(label: str, head: Html, rows: Sequence[Html], kind: str = "numbers") -> Html:
-    table = element("table", element("caption", label), element("thead", head), element("tbody", *rows), class_=kind)
-    return element("div", table, class_="wide", role="region", tabindex="0", aria_label=label)
+    table = element("table", element("thead", head), element("tbody", *rows), class_=kind)
+    box = element("div", table, class_="wide", role="region", tabindex="0", aria_label=label)
+    return html(element("p", label, class_="caption"), box)
 
 
 def _headings(*words: str) -> Html:
@@ -133,7 +137,7 @@ def _provenance(command: str, facts: Mapping[str, object], data: Sequence[Mappin
         )
         for source in data
     ]
-    yield _table("Data files", _headings("file", "documents", "SHA-256"), rows, "words")
+    yield _table(f"Data: {_counted(len(data), 'file')}", _headings("file", "documents", "SHA-256"), rows, "words")
 
 
 def _versions(versions: Mapping[str, str]) -> str:
@@ -170,7 +174,7 @@ class _Factor:
         scaling = self.found.scaling
         if isinstance(scaling, Yarn):
             low, high = yarn_corners(self.found, scaling)
-            here = [t for t in self.trials if t.cell == (round(low), round(high))]
+            here = [t for t in self.trials if (t.low, t.high) == (round(low), round(high))]
             exact = [t for t in here if math.isclose(t.attention_factor, scaling.attention_factor, rel_tol=1e-9)]
             last = sorted(exact or here, key=lambda t: -t.documents)[:1] or last
         return min(last, key=lambda trial: trial.change, default=None)
@@ -259,11 +263,11 @@ def _held_out(part: _Factor) -> Html:
     return _table(label, head, body)
 
 
-def _lines(entry: Mapping[str, Any], values: str, errors: str) -> list[Line]:
+def _lines(entry: Mapping[str, Any], values: str, errors: str, labels: Mapping[str, str] = NAMES) -> list[Line]:
     edges = entry["edges"]
     middles = [(low + high - 1) / 2 for low, high in pairwise(edges)]
     return [
-        Line(NAMES[name], method_look(name), middles, entry[values][name], entry[errors][name])
+        Line(labels[name], method_look(name), middles, entry[values][name], entry[errors][name])
         for name in NAMES
         if name in entry[values] and any(value is not None for value in entry[values][name])
     ]
@@ -364,8 +368,32 @@ def calibration_page(content: Mapping[str, Any], config: str, where: str) -> str
 
     Raises BadCalibration where it is not what `ropecli calibrate` writes, NoResource without matplotlib.
     """
-    try:
+    with _as_written(where):
         return _calibration_page(content, config)
+
+
+def calibration_curves(content: Mapping[str, Any], where: str) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Held-out loss by position for the largest factor: method → (middle of the bin, nats, ± one standard error).
+
+    Empty where the file is an older one that has none. Raises BadCalibration where it is not what calibrate writes.
+    """
+    with _as_written(where):
+        entry = max(content.get("by_position") or [{}], key=lambda entry: entry.get("factor", 0))
+        return {
+            line.label: [
+                (x, y, y - (reach or 0.0), y + (reach or 0.0))
+                for x, y, reach in zip(line.x, line.y, line.reach, strict=True)
+                if y is not None
+            ]
+            for line in (_lines(entry, "nll", "standard_error", dict(zip(NAMES, NAMES, strict=True))) if entry else ())
+        }
+
+
+@contextmanager
+def _as_written(where: str) -> Iterator[None]:
+    """A member that is missing, or of another type, is an error of the file."""
+    try:
+        yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, BadParameter) as error:
         raise BadCalibration(
             f"no report can be made of it ({type(error).__name__}: {error})",
@@ -378,8 +406,9 @@ def _calibration_page(content: Mapping[str, Any], config: str) -> str:
     parts = _factors(content)
     checkpoint, rope, cost = content["checkpoint"], content["rope"], content["cost"]
     first, original = parts[0], rope[ORIGINAL]
-    kept = "" if first.decision == "calibrated" else "Default YaRN is kept: "
-    verdict = _sentence(kept + first.reason)
+    kept = "" if first.decision == "calibrated" else "default YaRN is kept: "
+    several = f"factor {first.factor:g}: " if len(parts) > 1 else ""
+    verdict = _sentence(several + kept + first.reason)
     sections = [
         element("p", f"ropecli calibrate, factor {', '.join(f'{part.factor:g}' for part in parts)}", class_="kind"),
         element(
@@ -399,7 +428,7 @@ def _calibration_page(content: Mapping[str, Any], config: str) -> str:
         ),
     ]
     if len(parts) > 1:
-        told = (f"factor {part.factor:g}: {part.decision} ({part.reason})" for part in parts)
+        told = (_sentence(f"factor {part.factor:g}: {part.decision} ({part.reason})") for part in parts)
         sections.append(element("ul", *(element("li", line) for line in told)))
     for part in parts:
         sections += [
@@ -427,12 +456,19 @@ def _calibration_page(content: Mapping[str, Any], config: str) -> str:
             }
         ),
         element("h2", "The config to paste"),
-        element("p", "What ", element("code", "ropecli convert"), " writes into the config, in both schemas:"),
+        element(
+            "p",
+            "What ",
+            element("code", "ropecli convert"),
+            " writes into the config, in both schemas. ",
+            "" if first.decision == "calibrated" else "The verdict keeps default YaRN, so these are its numbers. ",
+            "A click marks all of it.",
+        ),
         _block(config, "members of the config"),
     ]
     facts = {
         "checkpoint": checkpoint["source"],
-        "SHA-256 of its config": checkpoint["config_sha256"],
+        "SHA-256 of its config": element("code", checkpoint["config_sha256"]),
         "seed": content["seed"],
         "versions": _versions(content["versions"]),
     }
@@ -468,27 +504,17 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [label(row) for row in rows]
 
 
-def _row_lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Loss by position of rows, each in the look of its method, or in the next one that is free."""
-    taken = {row["method"] for row in rows} if len({row["model"] for row in rows}) == 1 else set()
-    free = cycle(
-        [name for name in ("yarn", "result", "ntk", "ntk-by-parts", "linear", "dynamic", "none") if name not in taken]
-        or ["result"]
-    )
-    lines = []
-    for row, label in zip(rows, _labels(rows), strict=True):
-        known = row["method"] in METHOD_STROKES and row["method"] in taken
-        bins = row["by_position"]
-        lines.append(
-            Line(
-                label,
-                method_look(row["method"] if known else next(free)),
-                [(part["start"] + part["end"] - 1) / 2 for part in bins],
-                [part["nll"] for part in bins],
-                [part["standard_error"] for part in bins],
-            )
-        )
-    return lines
+def _looks(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Colour, marker and stroke of each row: its method's, or the next free one where models or methods have none."""
+    own = set(METHOD_STROKES) if len({row["model"] for row in rows}) == 1 else set()
+    used = {row["method"] for row in rows} & own
+    free = cycle([name for name in SERIES if name not in used] or SERIES)
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        key = row["model"], row["method"]
+        if key not in found:
+            found[key] = method_look(row["method"] if row["method"] in own else next(free))
+    return [found[row["model"], row["method"]] for row in rows]
 
 
 def _evaluated(rows: Sequence[Mapping[str, Any]]) -> Html:
@@ -515,33 +541,45 @@ def _evaluated(rows: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def _evaluation_figures(rows: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
-    curves = [row for row in rows if row["by_position"]]
+    shown = list(zip(rows, _labels(rows), _looks(rows), strict=True))
+    curves = [
+        Line(
+            label,
+            look,
+            [(part["start"] + part["end"] - 1) / 2 for part in row["by_position"]],
+            [part["nll"] for part in row["by_position"]],
+            [part["standard_error"] for part in row["by_position"]],
+        )
+        for row, label, look in shown
+        if row["by_position"]
+    ]
     if curves:
-        length = max(row["length"] for row in curves)
-        originals = {row["original_length"] for row in curves}
+        length = max(row["length"] for row in rows if row["by_position"])
+        originals = {row["original_length"] for row in rows}
         yield _figure(
             "loss",
             "Loss by position",
-            f"Windows of {tokens_text(length)} tokens. The band is one standard error over documents.",
-            figures.loss_by_position(_row_lines(curves), length, originals.pop() if len(originals) == 1 else None),
-            (4.7, max(3.2, 0.26 * len(curves) + 1)),
+            f"Windows of {length:,} tokens. The band is one standard error over documents.",
+            figures.loss_by_position(curves, length, originals.pop() if len(originals) == 1 else None),
+            (4.7, max(3.2, 0.2 * len(curves) + 1)),
         )
-    compared = [(row, label) for row, label in zip(rows, _labels(rows), strict=True) if row["difference"]]
-    if compared:
-        shown = [
-            (
-                f"{label}, {tokens_text(row['length'])}",
-                row["difference"]["delta"],
-                *(row["difference"]["ci95"] or (None, None)),
-            )
-            for row, label in compared
-        ]
+    differences = [
+        figures.Difference(
+            f"{label}, {tokens_text(row['length'])}",
+            look["color"],
+            row["difference"]["delta"],
+            row["difference"]["ci95"],
+        )
+        for row, label, look in shown
+        if row["difference"]
+    ]
+    if differences:
         yield _figure(
             "differences",
             "Differences from the first row",
             "Of the same length, paired by document, with their 95 % intervals. Left of 0 is better.",
-            figures.forest(shown),
-            (4.7, max(1.6, 0.26 * len(shown) + 0.9)),
+            figures.forest(differences),
+            (4.7, max(1.6, 0.22 * len(differences) + 0.9)),
         )
 
 

@@ -114,6 +114,7 @@ def test_the_file_has_the_members_of_the_contract() -> None:
             "default_ppl": 24.5,
             "ppl": 23.3,
             "baselines": {"none": 4.7, "ntk": 3.6},
+            "differences": {},
         }
     ]
 
