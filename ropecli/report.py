@@ -206,7 +206,7 @@ def _trials(trace: Sequence[Mapping[str, Any]], default: RopeSpec) -> tuple[list
 
 def _factors(content: Mapping[str, Any]) -> list[_Factor]:
     """Every factor of a calibration file, the largest first."""
-    pairs = len(content["inv_freq"])
+    pairs = len([float(value) for value in content["inv_freq"]])
     fits = {fit["factor"]: fit for fit in content.get("fits", [{**content, "factor": content["factors"][-1]}])}
     found = {block["factor"]: block for block in content["search"].get("found", [])}
     curves = {entry["factor"]: entry for entry in content.get("by_position", [])}
