@@ -351,7 +351,7 @@ def _draw_calibration(
     content: dict[str, Any], where: str, checkpoint: Checkpoint, report: Path | None, plot: Path | None
 ) -> None:
     """The page and the figure of a calibration file; `where` names it in errors."""
-    from ropecli.report import calibration_curves, calibration_page  # noqa: PLC0415 - only for a report
+    from ropecli.report.calibration import calibration_curves, calibration_page  # noqa: PLC0415 - only for a report
 
     if plot is not None:
         from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
@@ -837,7 +837,7 @@ def evaluate_command(
     if report is not None:
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
         from calibrate.run import versions  # noqa: PLC0415
-        from ropecli.report import evaluation_page  # noqa: PLC0415 - only for a report
+        from ropecli.report.evaluation import evaluation_page  # noqa: PLC0415 - only for a report
 
         lines = [render.row_to_json(row) for row in rows]
         checkpoints = [render.checkpoint_to_json(read_checkpoint(model)) for model in models]

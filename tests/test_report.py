@@ -19,13 +19,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ropecli import cli, report_figures
+from ropecli import cli
 from ropecli.cli import main
 from ropecli.errors import BadCalibration
 from ropecli.frequencies import base_frequencies, frequencies
 from ropecli.plots import METHOD_STROKES, THEME, page_svg
-from ropecli.report import calibration_curves, calibration_page, element, evaluation_page, html, short_names
-from ropecli.report_figures import Trial, levels, nice, path_of_best, spread, tokens_text
+from ropecli.report import figures
+from ropecli.report.calibration import calibration_curves, calibration_page
+from ropecli.report.evaluation import evaluation_page, short_names
+from ropecli.report.figures import Trial, levels, nice, path_of_best, spread, tokens_text
+from ropecli.report.page import element, html
 from ropecli.spec import RopeSpec, Yarn
 
 HERE = Path(__file__).parent / "report"
@@ -130,9 +133,9 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
 
 def test_figures_are_in_the_colours_of_the_page(page: str) -> None:
     """No colour in a figure is fixed, so that it is legible on a dark page, too; each says what it shows."""
-    figures = re.findall(r"<svg.*?</svg>", page, re.S)
-    assert len(figures) == 3 * 5 + 1
-    for figure in figures:
+    drawn = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert len(drawn) == 3 * 5 + 1
+    for figure in drawn:
         assert re.findall(r"#[0-9a-fA-F]{3,8}\b(?=[;\"])", figure) == []
         assert "rgb(" not in figure
         assert "var(--ink)" in figure
@@ -290,7 +293,7 @@ def test_the_ramp_is_the_divisors() -> None:
     plain = RopeSpec(10000.0, 128, 128, 4096, 16384)
     default = RopeSpec(10000.0, 128, 128, 4096, 16384, Yarn.default(4.0))
     result = RopeSpec(10000.0, 128, 128, 4096, 16384, Yarn(4.0, 1.05, 20.0, 2.0))
-    svg = page_svg("ramp", "ramp", report_figures.ramp(default, result))
+    svg = page_svg("ramp", "ramp", figures.ramp(default, result))
     drawn = [steps for steps, _ in polylines(svg, 64)]
     assert len(drawn) == 2
     base = base_frequencies(plain.rope_theta, plain.rotary_dim)
@@ -320,7 +323,7 @@ def test_the_law_shows_the_laws_of_others_and_every_point() -> None:
     """YaRN's 0.1 ln s + 1, 0.07, Phi-3's, and the fitted line, each named."""
     block = CONTENT["law"]
     points = [(point["factor"], point["attention_factor"]) for point in block["points"]]
-    svg = page_svg("law", "law", report_figures.law(points, block["a"], block["b"], 256))
+    svg = page_svg("law", "law", figures.law(points, block["a"], block["b"], 256))
     for words in ("YaRN 0.1·ln s + 1", "0.07·ln s + 1", "Phi-3 √(1 + ln s/ln L)", f"{block['a']:.3f}·ln s"):
         assert words in svg
     assert len(polylines(svg, 61)) == 4
@@ -413,10 +416,32 @@ def test_the_page_of_an_evaluation() -> None:
             assert found[-1].replace("−", "-").startswith(f"{row['difference']['delta']:+.4f} ")
     assert "Lowest loss at 1,024 tokens" in text
     assert html("ropecli evaluate 'a b'") in text
-    figures = re.findall(r"<svg.*?</svg>", text, re.S)
-    assert len(figures) == 2
-    assert ">tiny<" in figures[0]
-    assert ">tiny-1k<" in figures[0]
+    losses, differences = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert ">tiny<" in losses
+    assert ">tiny-1k<" in losses
+    assert ">tiny-1k, 1,024<" in differences
+
+
+def many_rows() -> list[dict[str, Any]]:
+    """Two models by seven methods."""
+    names = ("config", *(name for name in METHOD_STROKES if name != "result"))
+    changed = [(row | {"method": name}, index / 10) for row in ROWS for index, name in enumerate(names)]
+    return [
+        row | {"by_position": [part | {"nll": part["nll"] + more} for part in row["by_position"]]}
+        for row, more in changed
+    ]
+
+
+def test_several_models_and_methods_have_figures_of_their_own() -> None:
+    """Figures for each model, in which a method has the same colour and its usual name."""
+    text = evaluated(many_rows())
+    *both, differences = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(both) == 2
+    assert ">default YaRN, 1,024<" in differences
+    for losses in both:
+        for name in ("linear", "yarn"):
+            assert re.search(rf"var\(--{name}\)[^>]*>{figures.NAMES[name]}[ ↑↓]*<", losses)
+    assert "Loss by position, tiny-1k" in text
 
 
 def test_a_protocol_without_positions_has_its_table() -> None:
@@ -582,6 +607,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PAGES: dict[str, Callable[[], str]] = {
     "calibrate": lambda: calibration_page(CONTENT, CONFIG, "it"),
     "evaluate": lambda: evaluated(ROWS),
+    "evaluate-many": lambda: evaluated(many_rows()),
     "hostile-calibrate": lambda: calibration_page(hostile_content(), HOSTILE * 3, "it"),
     "hostile-evaluate": lambda: evaluated(hostile_rows(), HOSTILE * 3),
 }

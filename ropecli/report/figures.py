@@ -25,8 +25,8 @@ NAMES: Mapping[str, str] = {
 INK, MUTED, GRID, PAPER = (THEME[name][0] for name in ("ink", "muted", "grid", "paper"))
 BETTER = tuple(THEME[f"better-{level}"][0] for level in range(1, 5))
 WORSE = tuple(THEME[f"worse-{level}"][0] for level in range(1, 5))
-LABEL_GAP = 0.078
-"""Least distance of two labels at the end of lines, in heights of the axes."""
+LABEL_GAP = 0.25
+"""Least distance of two labels at the end of lines, in inches over the height of the figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ def _label_ends(axes: Any, labels: Sequence[tuple[float, str, str]]) -> None:
     """(y of the end, text, colour): text to the right of the axes, moved apart, with a thin line where it was moved."""
     low, high = axes.get_ylim()
     ends = [min(max((y - low) / (high - low), 0.0), 1.0) for y, _, _ in labels]
-    for end, height, (y, text, colour) in zip(ends, spread(ends, LABEL_GAP), labels, strict=True):
+    heights = spread(ends, LABEL_GAP / axes.figure.get_figheight())
+    for end, height, (y, text, colour) in zip(ends, heights, labels, strict=True):
         beyond = " ↑" if y > high else " ↓" if y < low else ""
         axes.plot([1.0, 1.03], [end, height], transform=axes.transAxes, color=colour, linewidth=0.7, clip_on=False)
         axes.text(1.04, height, text + beyond, transform=axes.transAxes, color=colour, va="center", fontsize=9)
