@@ -254,8 +254,8 @@ def calibrate_command(
     del debug
     _check_outputs({"--output": output, "--report": report, "--plot": plot}, force=force)
     if earlier is not None:
-        if data or output or (report is None and plot is None):
-            raise BadUsage("it goes with --report and --plot, not with --data and --output", where="--from")
+        if data or output or factor or target_length or (report is None and plot is None):
+            raise BadUsage("it goes with --report and --plot, and not with what a search needs", where="--from")
         from calibrate.calibration import read_calibration  # noqa: PLC0415
 
         text, where = _calibration_text(earlier)

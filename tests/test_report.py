@@ -11,10 +11,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -399,6 +401,35 @@ def test_colours_are_legible_on_light_and_dark(side: int) -> None:
         scale = [contrast(THEME[f"{way}-{level}"][side], paper) for level in range(1, 5)]
         assert scale == sorted(scale)
     assert len({colours[side] for colours in THEME.values()}) == len(THEME)
+
+
+# linear RGB as it is seen without the first, second or third kind of cone: Machado, Oliveira and Fernandes, A
+# Physiologically-based Model for Simulation of Color Vision Deficiency, IEEE TVCG 15 (2009), table 1, severity 1
+SIGHT = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+}
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def lab(colour: str, sight: str) -> npt.NDArray[np.float64]:
+    """CIE L*a*b* of #rrggbb as it is seen."""
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    xyz = XYZ @ np.clip(np.array(SIGHT[sight]) @ linear, 0, 1) / XYZ.sum(axis=1)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("side", [0, 1], ids=["light", "dark"])
+def test_methods_differ_for_every_kind_of_sight(side: int, sight: str) -> None:
+    """Any two methods are at least 15 apart in L*a*b*, about six just noticeable differences."""
+    seen = {name: lab(THEME[name][side], sight) for name in METHOD_STROKES}
+    near = {(a, b): float(np.linalg.norm(seen[a] - seen[b])) for a, b in combinations(seen, 2)}
+    assert min(near.values()) >= 15, min(near, key=lambda pair: near[pair])
 
 
 # ------------------------------------------------------------------------------------------------ evaluate
