@@ -1,5 +1,6 @@
 """The command line: parse, call, render. Every rule about output and exit status for all verbs is here."""
 
+import json
 import os
 import shlex
 import sys
@@ -173,7 +174,9 @@ def _by_hand(
 def calibrate_command(
     context: typer.Context,
     model: options.Model,
-    data: options.Data,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="FILE", help=f"{options.DATA_HELP} Needed unless --from.")
+    ] = None,
     factor: Annotated[
         list[float] | None,
         typer.Option("--factor", metavar="S", help="Extension factor: target length / L. Repeat it for several."),
@@ -220,6 +223,10 @@ def calibrate_command(
         Path | None,
         typer.Option(metavar="FILE.png|.svg", help="Draw the held-out loss by position, for the largest factor."),
     ] = None,
+    earlier: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="No search: --report and --plot of an earlier calibration file."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was cut off: its scores lie beside --output.")
     ] = False,
@@ -246,6 +253,18 @@ def calibrate_command(
     """
     del debug
     _check_outputs({"--output": output, "--report": report, "--plot": plot}, force=force)
+    if earlier is not None:
+        if data or output or factor or target_length or (report is None and plot is None):
+            raise BadUsage("it goes with --report and --plot, and not with what a search needs", where="--from")
+        from calibrate.calibration import read_calibration  # noqa: PLC0415
+
+        text, where = _calibration_text(earlier)
+        checkpoint, found = read_checkpoint(model), read_calibration(text, where)
+        _say_where_models_differ(checkpoint, found, where, quiet=quiet)
+        _draw_calibration(json.loads(text), where, checkpoint, report, plot)
+        return
+    if not data:
+        raise BadUsage("Missing option '--data'.", hint="ropecli calibrate --help")
     _one_of("--tune", tune, ("yarn", "temperature", "factors"))
     if resume and output is None:
         raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
@@ -290,7 +309,8 @@ def calibrate_command(
     if journal is not None and signal_number is None:
         journal.unlink(missing_ok=True)
     render.show_calibration(calibration, quiet=quiet)
-    _draw_calibration(content, model, report, plot)
+    if report is not None or plot is not None:
+        _draw_calibration(content, str(output or "the calibration"), read_checkpoint(model), report, plot)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
 
@@ -327,19 +347,21 @@ def _command_line(context: typer.Context) -> str:
     return shlex.join(["ropecli", *context.find_root().obj])
 
 
-def _draw_calibration(content: dict[str, Any], model: str, report: Path | None, plot: Path | None) -> None:
-    """The page and the figure of a calibration file."""
+def _draw_calibration(
+    content: dict[str, Any], where: str, checkpoint: Checkpoint, report: Path | None, plot: Path | None
+) -> None:
+    """The page and the figure of a calibration file; `where` names it in errors."""
+    from ropecli.report.calibration import calibration_curves, calibration_page  # noqa: PLC0415 - only for a report
+
     if plot is not None:
         from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
 
         length = content["rope"]["original_max_position_embeddings"]
-        plot_loss_by_position(render.calibration_curves(content), plot, length)
+        plot_loss_by_position(calibration_curves(content, where), plot, length)
     if report is not None:
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
-        from ropecli.report import calibration_page  # noqa: PLC0415 - only for a report
 
-        page = calibration_page(content, _to_paste(read_checkpoint(model), content), "the calibration")
-        write_text_whole(page, report)
+        write_text_whole(calibration_page(content, _to_paste(checkpoint, content), where), report)
 
 
 def _to_paste(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
@@ -640,25 +662,34 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet: bool) -> dict[str, RopeSpec]:
     from calibrate.calibration import read_calibration  # noqa: PLC0415
 
-    where = "standard input" if source == "-" else source
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise BadCalibration(
-            f"cannot be read ({reason})", where=where, hint="check the path given to --from"
-        ) from error
+    text, where = _calibration_text(source)
     found = read_calibration(text, where)
     try:
         intent = _intent(checkpoint, found, layers)
     except BadCalibration as error:
         raise error.at(where) from None
+    _say_where_models_differ(checkpoint, found, where, quiet=quiet)
+    return intent
+
+
+def _calibration_text(source: str) -> tuple[str, str]:
+    """(the text of a calibration file or of standard input, what to call it)."""
+    where = "standard input" if source == "-" else source
+    try:
+        return sys.stdin.read() if source == "-" else Path(source).read_text("utf-8"), where
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadCalibration(
+            f"cannot be read ({reason})", where=where, hint="check the path given to --from"
+        ) from error
+
+
+def _say_where_models_differ(checkpoint: Checkpoint, found: "Calibrated", where: str, *, quiet: bool) -> None:
     if found.model_type != checkpoint.model_type:
         note = f"note: {where} was calibrated for a {found.model_type} model, this is a {checkpoint.model_type}"
         render.say(note, quiet=quiet)
     elif found.config_sha256 not in ("", checkpoint.config_sha256):
         render.say(f"note: {where} was calibrated for another config than this checkpoint's", quiet=quiet)
-    return intent
 
 
 def _intent(checkpoint: Checkpoint, found: "Calibrated", layers: Any) -> dict[str, RopeSpec]:
@@ -678,8 +709,7 @@ def evaluate_command(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="Text: .txt, .md, .jsonl, .parquet, a folder of those, or - for standard input. Repeatable. "
-            "A document is a file, or a row. Needed unless --passkey.",
+            help=f"{options.DATA_HELP} Needed unless --passkey.",
         ),
     ] = None,
     lengths: Annotated[
@@ -807,7 +837,7 @@ def evaluate_command(
     if report is not None:
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
         from calibrate.run import versions  # noqa: PLC0415
-        from ropecli.report import evaluation_page  # noqa: PLC0415 - only for a report
+        from ropecli.report.evaluation import evaluation_page  # noqa: PLC0415 - only for a report
 
         lines = [render.row_to_json(row) for row in rows]
         checkpoints = [render.checkpoint_to_json(read_checkpoint(model)) for model in models]

@@ -32,6 +32,10 @@ def names(text: str | None) -> tuple[str, ...]:
 
 
 MODEL_HELP = "A checkpoint folder, a config.json, a .gguf file, a params.json, or a Hub id."
+DATA_HELP = (
+    "Text: .txt, .md, .jsonl, .parquet, a folder of those, or - for standard input. Repeatable. A document is a file, "
+    "or a row."
+)
 BAKE, MODEL, TALK = "Baking", "Loading the model", "Output"
 
 Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -43,15 +47,6 @@ Verbose: TypeAlias = Annotated[
 ]
 Debug: TypeAlias = Annotated[
     bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=TALK)
-]
-Data: TypeAlias = Annotated[
-    list[str],
-    typer.Option(
-        "--data",
-        metavar="FILE",
-        help="Text: .txt, .md, .jsonl, .parquet, a folder of those, or - for standard input. Repeatable. "
-        "A document is a file, or a row.",
-    ),
 ]
 TextField: TypeAlias = Annotated[str, typer.Option(help="The key that holds the text of a JSONL or parquet row.")]
 Factor: TypeAlias = Annotated[

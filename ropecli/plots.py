@@ -34,13 +34,13 @@ THEME: Mapping[str, tuple[str, str]] = {
     "ink": ("#1b1f24", "#e6e9ed"),
     "muted": ("#59636e", "#9aa5b1"),
     "grid": ("#dde2e7", "#2c343d"),
-    "none": ("#767d85", "#8f98a3"),
-    "linear": ("#a66300", "#e6a532"),
-    "dynamic": ("#6355c0", "#a79df5"),
-    "ntk": ("#007a59", "#35c29b"),
-    "ntk-by-parts": ("#a8457f", "#e08cc0"),
-    "yarn": ("#0068a8", "#58b2ee"),
-    "result": ("#c44900", "#ff8a47"),
+    "none": ("#737a83", "#868686"),
+    "linear": ("#5c3400", "#eed25f"),
+    "dynamic": ("#5443ee", "#8f5cff"),
+    "ntk": ("#13864f", "#4ae0a0"),
+    "ntk-by-parts": ("#c926b5", "#ff94d0"),
+    "yarn": ("#003a80", "#5ba6ff"),
+    "result": ("#d14600", "#d8633a"),
     "better-4": ("#08488c", "#c3e2ff"),
     "better-3": ("#2f7fc1", "#79bcf2"),
     "better-2": ("#7db5de", "#3d81b8"),
@@ -50,7 +50,11 @@ THEME: Mapping[str, tuple[str, str]] = {
     "worse-3": ("#d67a36", "#a8662c"),
     "worse-4": ("#a04a12", "#dd9450"),
 }
-"""Name → colour on a light and on a dark page. A method has the same colour everywhere; no two colours are equal."""
+"""Name → colour on a light and on a dark page. A method has the same colour everywhere; no two colours are equal.
+
+The methods' colours were searched for the greatest distance between any two, for those who see all colours and for
+protanopes, deuteranopes and tritanopes.
+"""
 
 METHOD_STROKES: Mapping[str, tuple[str, Any]] = {
     "none": ("P", "dotted"),
@@ -331,7 +335,8 @@ def plot_loss_by_position(
 ) -> None:
     """Loss against the position in the window, one line a label, to a PNG or SVG file.
 
-    curves          label → (position in tokens, nats per token, low and high end of its interval), by position
+    curves          label → (position in tokens, nats per token, low and high end of its interval), by position; a label
+                    that is a method's name has that method's look
     path            .png or .svg; replaced if it is there, and written whole or not at all
     trained_length  L in tokens, marked
 
@@ -340,7 +345,8 @@ def plot_loss_by_position(
     if not any(curves.values()):
         raise BadUsage("there is no loss to draw", where=str(path))
     with _drawing(path) as (axes,):
-        for (label, points), look in zip(curves.items(), _styles(), strict=False):
+        for (label, points), own in zip(curves.items(), _styles(), strict=False):
+            look = {**own, **method_look(label)} if label in METHOD_STROKES else own
             positions, losses, lows, highs = zip(*points, strict=True) if points else ((), (), (), ())
             axes.fill_between(positions, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
             axes.plot(positions, losses, label=label, markevery=_spread_markers(len(points)), **look)

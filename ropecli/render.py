@@ -8,9 +8,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ropecli.errors import RopeError
@@ -374,18 +374,31 @@ def _conversion_document(conversion: "Conversion | GgufConversion", receipt: "Re
 
 
 class TrialLog:
-    """Progress of a calibration on standard error: a live bar on a terminal, a line a trial elsewhere."""
+    """Progress of a calibration on standard error: a live view on a terminal, a line a trial elsewhere.
+
+    The view is the last trial, the best so far, and a bar with the forward equivalents left and the time they will
+    take, each on a line of its own that is cut to the terminal's width.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._live: Any = None
+        self._bar: Any = None
         self._task: Any = None
-        self._count = 0
+        self._count, self._work = 0, 0.0
+        self._lines: tuple[str, ...] = ()
         if not quiet and sys.stderr.isatty():
+            from rich.live import Live  # noqa: PLC0415 - slow
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - slow
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-            self._live = Progress(*columns, console=_console(sys.stderr), transient=True)
+            self._bar = Progress(
+                TextColumn("searching"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+            )
+            self._live = Live(get_renderable=self._view, console=_console(sys.stderr), transient=True)
 
     def __enter__(self) -> "TrialLog":
         if self._live is not None:
@@ -396,8 +409,15 @@ class TrialLog:
         if self._live is not None:
             self._live.stop()
 
+    def _view(self) -> Any:
+        from rich.console import Group  # noqa: PLC0415 - slow
+        from rich.text import Text  # noqa: PLC0415 - slow
+
+        lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in self._lines]
+        return Group(*lines, *([] if self._task is None else [self._bar]))
+
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """A line above the view."""
         if self._live is not None:
             self._live.console.print(_text(printable(text)))
         else:
@@ -406,20 +426,28 @@ class TrialLog:
     def expect(self, work: float) -> None:
         """How much work the search will probably be, in the unit that `trial` counts."""
         if self._live is not None:
-            self._task = self._live.add_task("searching", total=work)
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._work = work
+            self._task = self._bar.add_task(f"{work:.1f} forward equivalents,", total=work)
 
     def trial(self, trial: "Trial", best: "Trial", done: float) -> None:
         """A new trial; `done` is the work so far."""
         self._count += 1
-        line = (
-            f"trial {self._count}: corners {trial.point.low:g}, {trial.point.high:g}, "
-            f"m {trial.point.attention_factor:.4f}: {trial.nll:.4f} nats on {trial.documents} documents; "
-            f"best {best.nll:.4f}"
-        )
-        if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=done, description=f"trial {self._count}, best {best.nll:.4f} nats")
-        else:
-            say(line, quiet=self._quiet)
+        last = f"trial {self._count}: {_trial_words(trial)}"
+        if self._live is None:
+            say(f"{last}; best {best.nll:.4f}", quiet=self._quiet)
+            return
+        self._lines = last, f"best so far: {_trial_words(best)}"
+        if self._task is not None:
+            left = max(self._work - done, 0.0)
+            self._bar.update(self._task, completed=done, description=f"{left:.1f} forward equivalents,")
+
+
+def _trial_words(trial: "Trial") -> str:
+    low, high, m = trial.point
+    documents = f"{trial.documents} document{'' if trial.documents == 1 else 's'}"
+    return f"corners {low:.4g}, {high:.4g}, m {m:.4f}: {trial.nll:.4f} nats on {documents}"
 
 
 def _signed(value: float) -> str:
@@ -537,20 +565,6 @@ def curves(rows: Sequence["Row"]) -> dict[str, list[tuple[float, float, float, f
                 for part in row.by_position
             ]
     return found
-
-
-def calibration_curves(content: Mapping[str, Any]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """The same of a calibration file, for its largest factor: a line a method."""
-    entry = max(content["by_position"], key=lambda entry: entry["factor"])
-    middles = [(low + high - 1) / 2 for low, high in pairwise(entry["edges"])]
-    return {
-        name: [
-            (middle, nll, nll - (error or 0), nll + (error or 0))
-            for middle, nll, error in zip(middles, column, entry["standard_error"][name], strict=True)
-            if nll is not None
-        ]
-        for name, column in entry["nll"].items()
-    }
 
 
 def checkpoint_to_json(checkpoint: "Checkpoint") -> dict[str, str]:

@@ -15,7 +15,7 @@ PACKAGES = ("ropecli", "calibrate")
 ROWS: tuple[tuple[str, ...], ...] = (
     ("ropecli.__main__",),
     ("ropecli.cli",),
-    ("ropecli.render", "ropecli.options", "ropecli.plots"),
+    ("ropecli.render", "ropecli.options", "ropecli.plots", "ropecli.report"),
     (
         "ropecli.writer",
         "ropecli.gguf_writer",

@@ -98,6 +98,7 @@ def test_the_file_has_the_members_of_the_contract() -> None:
         "data",
         "seed",
         "versions",
+        "by_position",
     ]
     assert (written["schema_version"], written["kind"]) == (1, "ropecli.calibration")
     assert written["temperature"] == {"a": 0.046, "b": 1.0}
@@ -117,6 +118,7 @@ def test_the_file_has_the_members_of_the_contract() -> None:
             "baselines": {"none": 4.7, "ntk": 3.6},
             "effective_documents": 11.5,
             "interval": "t",
+            "differences": {},
         }
     ]
 

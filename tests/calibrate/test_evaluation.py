@@ -1,7 +1,9 @@
 """`ropecli evaluate`: one pass gives every length, each method is what its name says, and rows are paired."""
 
+import hashlib
 import json
 import math
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -428,3 +430,18 @@ def test_a_figure_that_cannot_be_is_known_before_anything_is_scored(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, text = refused(monkeypatch, capsys, "--plot", str(tmp_path / "a.svg"))
     assert (status, "ropecli[plots]" in text) == (4, True)
+
+
+def test_a_report_holds_every_row_and_where_it_came_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table, the losses by position, the data files with their hashes, and standard output as without it."""
+    path = tmp_path / "page.html"
+    table = printed(capsys, "--lengths", "128,512", "--methods", "none,linear", "--report", str(path))
+    page = path.read_text("utf-8")
+    assert table.count("linear") == 2
+    assert page.count("<svg") == 2
+    for found in re.findall(r"(?m)^\w+ +\d+ +(\d\.\d{4}) ", table):
+        assert f">{found} " in page
+    for text in TEXTS[:2]:
+        assert hashlib.sha256(Path(text).read_bytes()).hexdigest() in page
+    assert "ropecli evaluate" in page
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,13 +1,17 @@
 """`ropecli calibrate` end to end on the tiny trained checkpoint: the file, the budget, the errors, the whole road."""
 
+import html
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,10 @@ from calibrate import run
 from calibrate.calibration import read_calibration
 from calibrate.corpus import Corpus, Document, read_texts, split, tokenize
 from calibrate.model import LoadedModel, Settings
-from calibrate.objective import Space
+from calibrate.objective import Point, Space
 from calibrate.score import Bands
-from calibrate.trials import Budget
+from calibrate.trials import Budget, Trial
+from ropecli import render
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import main
 from ropecli.errors import BadUsage, Inconclusive
@@ -151,7 +156,9 @@ ROW: dict[str, Any] = {
     "baselines": {"none": NUMBER, "linear": NUMBER, "ntk": NUMBER, "ntk-by-parts": NUMBER},
     "effective_documents": NUMBER,
     "interval": str,
+    "differences": {"none": {"delta": NUMBER, "ci95": [NUMBER]}, "ntk-by-parts": {"delta": NUMBER, "ci95": [NUMBER]}},
 }
+COLUMNS = {"linear": [NUMBER], "ntk": [NUMBER], "ntk-by-parts": [NUMBER], "none": [NUMBER], "result": [NUMBER]}
 CONTRACT: dict[str, Any] = {
     "schema_version": WHOLE,
     "kind": str,
@@ -193,6 +200,18 @@ CONTRACT: dict[str, Any] = {
         ],
     },
     "data": [{"path": str, "sha256": str, "documents": WHOLE}],
+    "by_position": [
+        {
+            "factor": NUMBER,
+            "length": WHOLE,
+            "edges": [WHOLE],
+            "nll": COLUMNS | {"yarn": [NUMBER]},
+            "standard_error": COLUMNS | {"yarn": [NUMBER]},
+            "delta": COLUMNS,
+            "delta_standard_error": COLUMNS,
+        }
+    ],
+    "command": str,
     "seed": WHOLE,
     "versions": {"python": str, "ropecli": str, "torch": str, "transformers": str},
 }
@@ -270,9 +289,33 @@ def test_the_numbers_of_the_file_agree(road: tuple[dict[str, Any], Path]) -> Non
     assert content["calibration"]["nll"] <= content["calibration"]["default_nll"] == seen[0]["nll"]
 
 
+def test_the_loss_by_position_is_that_of_the_held_out_table(road: tuple[dict[str, Any], Path]) -> None:
+    """The bins of each method, weighed by their width, are its losses within L, beyond it and over all positions."""
+    content, _ = road
+    (entry,) = content["by_position"]
+    edges = entry["edges"]
+    assert (edges[0], edges[-1]) == (1, entry["length"]) == (1, 1024)
+    assert 256 in edges
+    assert 60 <= len(edges) - 1 <= 68
+    spans = list(pairwise(edges))
+    for row in content["validation"]:
+        low, high = {"within": (1, 256), "beyond": (256, 1024), "all": (1, 1024)}[row["positions"]]
+        chosen = [i for i, (start, end) in enumerate(spans) if low <= start and end <= high]
+        for name, column in entry["nll"].items():
+            mean = sum(column[i] * (spans[i][1] - spans[i][0]) for i in chosen) / (high - low)
+            whole = {"yarn": row["default_nll"], "result": row["nll"]}.get(name, row["baselines"].get(name))
+            assert mean == pytest.approx(whole, rel=1e-6), name
+            if name != "yarn":
+                delta = sum(entry["delta"][name][i] * (spans[i][1] - spans[i][0]) for i in chosen) / (high - low)
+                assert delta == pytest.approx(whole - row["default_nll"], abs=1e-6), name
+    (found,) = content["search"]["found"]
+    assert found["factor"] == 4.0
+    assert content["decision"] == "default" or found == content["rope"]
+
+
 def _timeless(content: dict[str, Any]) -> dict[str, Any]:
-    """The file without what may differ between two runs: seconds, memory, versions."""
-    kept = {key: value for key, value in content.items() if key != "versions"}
+    """The file without what may differ between two runs: seconds, memory, versions, and the name of the file."""
+    kept = {key: value for key, value in content.items() if key not in ("versions", "command")}
     kept["cost"] = {k: v for k, v in content["cost"].items() if k not in ("seconds", "peak_memory_bytes")}
     trace = [{k: v for k, v in trial.items() if k != "seconds"} for trial in content["search"]["trace"]]
     untimed = ("seconds", "peak_memory_bytes")
@@ -739,3 +782,50 @@ def test_a_table_that_is_found_but_not_used_is_inconclusive() -> None:
         run.prove_alive(loaded, "default", space, Document("d", (window,)))
     alive = LoadedModel(families.build(families.config("smollm3")), loaded.encode, None, loaded.device)
     run.prove_alive(alive, "default", space, Document("d", (window,)))
+
+
+# ------------------------------------------------------------------------------------------------ reports
+
+
+def test_a_report_and_a_figure_come_with_the_file(tmp_path: Path) -> None:
+    """All three appear, the page holds the command as it was typed, and nothing else is left in the folder."""
+    words = [*data(4), *SMALL, "--max-evals", "3", "--report", str(tmp_path / "a page.html")]
+    words += ["--plot", str(tmp_path / "f.png"), "-o", str(tmp_path / "out.json"), "-q"]
+    assert status("calibrate", str(TINY), *words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a page.html", "f.png", "out.json"]
+    content, page = (
+        json.loads((tmp_path / "out.json").read_text("utf-8")),
+        (tmp_path / "a page.html").read_text("utf-8"),
+    )
+    assert content["command"] == shlex.join(["ropecli", "calibrate", str(TINY), *words])
+    assert html.escape(content["command"]) in page
+    assert content["reason"][1:20] in page
+    assert page.count("<svg") >= 3
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_log_of_trials(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file a line a trial; on a terminal of 80 columns the last, the best, what is left and for how long."""
+    first, second = Trial(Point(0, 7, 1.1386), 3.366, 1, 255, 0.1), Trial(Point(3.25, 8.5, 1.05), 3.1108, 12, 255, 0.1)
+
+    def run_log() -> str:
+        with render.TrialLog(quiet=False) as log:
+            log.expect(16.5)
+            log.trial(first, first, 0.1)
+            log.trial(second, second, 4.25)
+            log.say("held-out check: none")
+        return capsys.readouterr().err
+
+    assert run_log().splitlines() == [
+        "trial 1: corners 0, 7, m 1.1386: 3.3660 nats on 1 document; best 3.3660",
+        "trial 2: corners 3.25, 8.5, m 1.0500: 3.1108 nats on 12 documents; best 3.1108",
+        "held-out check: none",
+    ]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    shown = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", run_log())]
+    assert max(map(len, shown)) <= 80
+    assert "trial 2: corners 3.25, 8.5, m 1.0500: 3.1108 nats on 12 documents" in shown
+    assert "best so far: corners 3.25, 8.5, m 1.0500: 3.1108 nats on 12 documents" in shown
+    assert any(re.fullmatch(r"searching \S+ 12\.2 forward equivalents, \S+ left", line) for line in shown)

@@ -242,3 +242,14 @@ def test_scores_add_up_and_are_divided_once(a: Score, b: Score, c: Score) -> Non
 def test_a_mean_of_means_would_be_wrong() -> None:
     """A short text does not weigh as much as a long one."""
     assert (Score(100.0, 100) + Score(3.0, 1)).nll == pytest.approx(103 / 101)
+
+
+@pytest.mark.parametrize("edges", [(1, 256, 1024), (1, 256, 768), (1, 8192, 15000, 16384), (1, 3), (5, 6, 7)])
+def test_finer_bands_keep_the_edges(edges: tuple[int, ...]) -> None:
+    """Every edge stays; there are about as many as asked for, of nearly equal width, each with a position."""
+    fine = Bands(edges).finer(64)
+    assert set(edges) <= set(fine.edges)
+    assert (fine.edges[0], fine.edges[-1]) == (edges[0], edges[-1])
+    if edges[-1] > 256:
+        assert 60 <= len(fine.widths) <= 68
+        assert max(fine.widths) <= 1.3 * min(fine.widths)

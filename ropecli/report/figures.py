@@ -25,8 +25,8 @@ NAMES: Mapping[str, str] = {
 INK, MUTED, GRID, PAPER = (THEME[name][0] for name in ("ink", "muted", "grid", "paper"))
 BETTER = tuple(THEME[f"better-{level}"][0] for level in range(1, 5))
 WORSE = tuple(THEME[f"worse-{level}"][0] for level in range(1, 5))
-LABEL_GAP = 0.078
-"""Least distance of two labels at the end of lines, in heights of the axes."""
+LABEL_GAP = 0.25
+"""Least distance of two labels at the end of lines, in inches over the height of the figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ def _label_ends(axes: Any, labels: Sequence[tuple[float, str, str]]) -> None:
     """(y of the end, text, colour): text to the right of the axes, moved apart, with a thin line where it was moved."""
     low, high = axes.get_ylim()
     ends = [min(max((y - low) / (high - low), 0.0), 1.0) for y, _, _ in labels]
-    for end, height, (y, text, colour) in zip(ends, spread(ends, LABEL_GAP), labels, strict=True):
+    heights = spread(ends, LABEL_GAP / axes.figure.get_figheight())
+    for end, height, (y, text, colour) in zip(ends, heights, labels, strict=True):
         beyond = " ↑" if y > high else " ↓" if y < low else ""
         axes.plot([1.0, 1.03], [end, height], transform=axes.transAxes, color=colour, linewidth=0.7, clip_on=False)
         axes.text(1.04, height, text + beyond, transform=axes.transAxes, color=colour, va="center", fontsize=9)
@@ -311,7 +312,9 @@ def temperature(trials: Sequence[Trial], result: Trial, default: float) -> Draw:
 
     def draw(axes: Any) -> None:
         axes.grid(axis="y")
-        low, high = min(*near, 0.0), max(*near, 0.0)
+        low = min(*near, 0.0)
+        # a trial far off would press the others flat
+        high = max(0.0, min(max(near), -1.5 * low if low < 0 else 2 * sorted(near)[len(near) // 2]))
         room = 0.12 * max(high - low, 0.004)
         rest = [t for t in trials if t.cell != result.cell and low - room <= t.change <= high + room]
         axes.plot(
@@ -383,19 +386,30 @@ def law(points: Sequence[tuple[float, float]], a: float, b: float, original: int
     return draw
 
 
-def forest(rows: Sequence[tuple[str, float, float | None, float | None]]) -> Draw:
-    """(label, difference, low and high end of its interval), a line each from the top down."""
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One line of a forest plot: a difference in nats a token, and its 95 % interval where there is one."""
+
+    label: str
+    colour: str
+    delta: float
+    ci95: Sequence[float] | None
+
+
+def forest(rows: Sequence[Difference]) -> Draw:
+    """Differences with their intervals, a line each from the top down."""
 
     def draw(axes: Any) -> None:
         axes.grid(axis="x")
         axes.axvline(0, color=INK, linewidth=1)
-        for place, (_, delta, low, high) in enumerate(rows):
-            if low is not None and high is not None:
-                axes.plot([low, high], [place, place], color=THEME["result"][0], linewidth=1.6)
-            axes.plot([delta], [place], marker="o", markersize=5, color=THEME["result"][0])
+        for place, row in enumerate(rows):
+            if row.ci95 is not None:
+                axes.plot(row.ci95, [place, place], color=row.colour, linewidth=1.8)
+            axes.plot([row.delta], [place], marker="o", markersize=5, color=row.colour)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=6)
         axes.set_xlabel("loss − first row's, nats a token")
 
     return draw
