@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ropecli.checkpoint import Checkpoint, TensorInfo
-from ropecli.conversion import Conversion
+from ropecli.conversion import Conversion, Edit
 from ropecli.errors import BadUsage
-from ropecli.folding import edits_by_file, plan_folding
+from ropecli.folding import MARK, MEMBER, edits_by_file, folded_factors, plan_folding
 from ropecli.inspection import with_text
+from ropecli.json_edit import with_members
 from ropecli.safetensors_header import INDEX_NAME
 from ropecli.spec import Longrope, RopeSpec, Scaling, scaling_from_json, scaling_to_json
 from ropecli.tables import BakeRequest, index_with_tables, plan_tables
@@ -15,11 +16,6 @@ from ropecli.weight_edits import TensorEdit
 
 Edits = Mapping[str, tuple[TensorEdit, ...]]
 """File name → what is scaled in it."""
-
-
-def no_edits() -> Edits:
-    """Nothing is scaled."""
-    return {}
 
 
 def with_tables(
@@ -58,6 +54,30 @@ def folded(
     if not edits:
         raise BadUsage("the attention factor is 1: there is nothing to fold into the weights", where="--bake")
     return plain, {path.name: found for path, found in edits_by_file(headers, edits).items()}
+
+
+def with_folded(conversion: Conversion, edits: Edits, asked: Mapping[str, RopeSpec]) -> Conversion:
+    """The conversion with those weights scaled, and a config that says by how much. asked: before it was folded."""
+    config, source = conversion.checkpoint.config, conversion.checkpoint.source
+    held = {name: spec.scaling.attention_factor for name, spec in asked.items() if spec.scaling.attention_factor != 1}
+    mark = {**(config.get(MARK) or {}), MEMBER: folded_factors(config, source) | held}
+    text = with_members(conversion.texts["config.json"], (), {MARK: mark})
+    edit = Edit(MARK, config.get(MARK), mark)
+    texts = {**conversion.texts, "config.json": text}
+    return replace(conversion, texts=texts, edits=(*conversion.edits, edit), scaled=edits)
+
+
+def refuse_second_temperature(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec]) -> None:
+    """Raises BadUsage where the weights hold an attention factor and `intent` has another one for the same layers."""
+    for name, held in folded_factors(checkpoint.config, checkpoint.source).items():
+        m = intent[name].scaling.attention_factor if name in intent else 1.0
+        if m != 1:
+            raise BadUsage(
+                f"the query and key weights hold an attention factor of {held:g} already "
+                f"({MARK}.{MEMBER}); {m:g} would come on top of it",
+                where=f"{checkpoint.source}: {name}",
+                hint="convert the checkpoint from before the folding, or give --attention-factor 1",
+            )
 
 
 def _without_temperature(scaling: Scaling) -> Scaling:
