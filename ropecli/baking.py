@@ -10,7 +10,7 @@ from ropecli.folding import MARK, MEMBER, edits_by_file, folded_factors, plan_fo
 from ropecli.inspection import with_text
 from ropecli.json_edit import with_members
 from ropecli.safetensors_header import INDEX_NAME
-from ropecli.spec import Longrope, RopeSpec, Scaling, scaling_from_json, scaling_to_json
+from ropecli.spec import Longrope, RopeSpec, scaling_from_json, scaling_to_json
 from ropecli.tables import BakeRequest, index_with_tables, plan_tables
 from ropecli.weight_edits import TensorEdit
 
@@ -50,7 +50,7 @@ def folded(
         m = spec.scaling.attention_factor
         if m != 1:
             edits += plan_folding(headers, rope, checkpoint.config, m)
-        plain[rope.name] = replace(spec, scaling=_without_temperature(spec.scaling))
+        plain[rope.name] = without_temperature(spec)
     if not edits:
         raise BadUsage("the attention factor is 1: there is nothing to fold into the weights", where="--bake")
     return plain, {path.name: found for path, found in edits_by_file(headers, edits).items()}
@@ -80,9 +80,11 @@ def refuse_second_temperature(checkpoint: Checkpoint, intent: Mapping[str, RopeS
             )
 
 
-def _without_temperature(scaling: Scaling) -> Scaling:
+def without_temperature(spec: RopeSpec) -> RopeSpec:
+    """The same frequencies with an attention factor of 1."""
+    scaling = spec.scaling
     if scaling.attention_factor == 1:
-        return scaling
+        return spec
     if isinstance(scaling, Longrope):
-        return replace(scaling, attention_factor=1.0, short_attention_factor=1.0)
-    return scaling_from_json(scaling_to_json(scaling) | {"attention_factor": 1.0})
+        return replace(spec, scaling=replace(scaling, attention_factor=1.0, short_attention_factor=1.0))
+    return replace(spec, scaling=scaling_from_json(scaling_to_json(scaling) | {"attention_factor": 1.0}))

@@ -468,10 +468,13 @@ def convert_command(
         raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
     else:
         intent = _from_calibration(checkpoint, calibration, layers, quiet=quiet or as_json)
+    refuse_second_temperature(checkpoint, intent)
+    asked, scaled = intent, None
+    if bake == "attention-factor" and emit is None and checkpoint.format != "gguf":
+        intent, scaled = folded(checkpoint, intent, tensor_headers(checkpoint.path or Path()))
     if carrier == "longrope":
         latent = {rope.name for rope in checkpoint.ropes if rope.mla}
         intent = {name: as_longrope(spec, mla=name in latent) for name, spec in intent.items()}
-    refuse_second_temperature(checkpoint, intent)
     if emit is not None:
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
@@ -484,9 +487,6 @@ def convert_command(
             raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
         _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
         return
-    folder, asked, scaled = checkpoint.path or Path(), intent, None
-    if bake == "attention-factor":
-        intent, scaled = folded(checkpoint, intent, tensor_headers(folder))
     conversion = plans.plan(
         checkpoint,
         intent,
@@ -500,7 +500,7 @@ def convert_command(
         longest = max(spec.max_length for spec in intent.values())
         positions = options.length(bake_length, "--bake-length") if bake_length else longest
         request = BakeRequest(bake, positions, bake_dtype, bake_layout, bake_per_layer, bake_into)  # type: ignore[arg-type]
-        conversion = _with_tables(conversion, request, folder)
+        conversion = _with_tables(conversion, request, checkpoint.path or Path())
     others = disagreements(conversion, wanted_runtimes)
     if dry_run:
         files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from ropecli.spec import LayerRope, Longrope
 from ropecli.stored_floats import BYTES
 from ropecli.weight_edits import TensorEdit, edits_by_file, rewrite_shard
 
-__all__ = ["TensorEdit", "edits_by_file", "folded_factors", "plan_folding", "rewrite_shard"]
+__all__ = ["TensorEdit", "edits_by_file", "folded_factors", "is_foldable", "plan_folding", "rewrite_shard"]
 
 MARK, MEMBER = "ropecli", "folded_attention_factor"
 """Where the config keeps what the weights hold: name of a kind of layer → m. Loaders pass over keys that they do not
@@ -123,19 +123,16 @@ def _is_factor(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
 
 
-def plan_folding(
-    headers: Mapping[str, TensorInfo], rope: LayerRope, config: Mapping[str, Any], m: float
-) -> tuple[TensorEdit, ...]:
-    """The edits that put the attention factor m of one kind of layer into the weights; none for m = 1.
+def is_foldable(rope: LayerRope, config: Mapping[str, Any]) -> bool:
+    """Whether these layers' attention factor can go into the weights, as far as the config tells."""
+    try:
+        _refuse(rope, config, "")
+    except BadUsage:
+        return False
+    return True
 
-    headers  name → place of every tensor of the checkpoint
-    rope     the layers that are folded; their config must then say an attention factor of 1
-    config   the whole config.json
 
-    Raises BadUsage for what cannot be folded: a latent attention, an attention factor that depends on the length, a
-    model type that was not tested, quantised weights, or tensors with other names or shapes than expected.
-    """
-    where = f"--bake attention-factor: {rope.name}"
+def _refuse(rope: LayerRope, config: Mapping[str, Any], where: str) -> None:
     if rope.mla:
         raise BadUsage(
             "the rotated part of a latent attention comes out of a shared projection",
@@ -154,12 +151,28 @@ def plan_folding(
         )
     if hf.text_config(config)[0].get("clip_qkv") is not None:
         raise BadUsage("the model clips queries and keys, which a factor in the weights would change", where=where)
+
+
+def plan_folding(
+    headers: Mapping[str, TensorInfo], rope: LayerRope, config: Mapping[str, Any], m: float
+) -> tuple[TensorEdit, ...]:
+    """The edits that put the attention factor m of one kind of layer into the weights; none for m = 1.
+
+    headers  name → place of every tensor of the checkpoint
+    rope     the layers that are folded; their config must then say an attention factor of 1
+    config   the whole config.json
+
+    Raises BadUsage for what cannot be folded: a latent attention, an attention factor that depends on the length, a
+    model type that was not tested, quantised weights, or tensors with other names or shapes than expected.
+    """
+    where = f"--bake attention-factor: {rope.name}"
+    _refuse(rope, config, where)
     if m == 1:
         return ()
     geometry = _Geometry(_number(config, "num_attention_heads"), rope.spec.head_dim, rope.spec.rotary_dim)
     edits: list[TensorEdit] = []
     for layer in _layers(headers, rope, config, where):
-        edits += _layer_edits(layer, model_type, geometry, m, where)
+        edits += _layer_edits(layer, hf.model_type(config), geometry, m, where)
     return tuple(sorted(edits, key=lambda edit: edit.tensor))
 
 

@@ -71,8 +71,11 @@ def with_text(checkpoint: Checkpoint, config_text: str) -> Checkpoint:
     return replace(checkpoint, config=config, config_text=config_text, ropes=hf.read(config))
 
 
-def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
-    """What each runtime makes of the config; for a GGUF only llama.cpp is asked, whose reading is its meaning."""
+def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None = None) -> dict[str, RuntimeRow]:
+    """What each runtime makes of the config; for a GGUF only llama.cpp is asked, whose reading is its meaning.
+
+    intent  kind of layer → what the runtimes are held against, instead of what the config means
+    """
     if checkpoint.format == "gguf" and checkpoint.ropes:
         spec = checkpoint.ropes[0].spec
         return {"llama.cpp": RuntimeRow(spec.scaling.attention_factor, 0.0, True, spec.max_length, ())}
@@ -83,6 +86,7 @@ def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
     architecture = _architecture(checkpoint.config)
     answers: dict[str, list[tuple[Reading, float | None, bool]]] = {}
     for rope in checkpoint.ropes:
+        meant = frequencies((intent or {}).get(rope.name, rope.spec))
         source = rope.sources.get("rope_theta", "")
         request = Request(
             config=merged,
@@ -93,7 +97,7 @@ def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
             **({"default_rope_theta": rope.spec.rope_theta} if source.startswith("default") else {}),
         )
         for name, reading in readings(request).items():
-            answers.setdefault(name, []).append((reading, *compare(reading, frequencies(rope.spec))))
+            answers.setdefault(name, []).append((reading, *compare(reading, meant)))
     return {name: _row(found) for name, found in answers.items()}
 
 
