@@ -3,9 +3,11 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
 from ropecli.errors import BadUsage, RopeError
+from ropecli.folding import is_foldable
 from ropecli.frequencies import base_frequencies, frequencies
 from ropecli.inspection import RuntimeRow, runtime_rows, with_text
 from ropecli.runtimes.emit import FLAGS, emit
@@ -14,6 +16,14 @@ from ropecli.spec import Longrope, RopeSpec
 
 EMITTED = {"llama.cpp": "llama.cpp", "sglang": "sglang", "vllm": "vllm", "vllm-2026-08": "vllm", "mlx-lm": "mlx"}
 """Runtime rows → names of `--emit`."""
+
+GGUF = "convert its GGUF: ropecli convert MODEL.gguf"
+NOTHING = "no config makes it compute this"
+LONGROPE = "--carrier longrope writes the same frequencies in a form that it reads"
+FOLDED = "--bake attention-factor puts the temperature into the weights, and it reads the rest"
+FOLDED_LONGROPE = (
+    "--carrier longrope --bake attention-factor: frequencies in a form that it reads, the temperature in the weights"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ def as_longrope(spec: RopeSpec, *, mla: bool = False) -> RopeSpec:
             f"runtimes compute longrope's attention factor from the lengths, never below 1; {table.attention_factor:g} "
             "would be lost",
             where="--carrier",
-            hint="--bake attention-factor puts it into the weights, or leave --carrier out",
+            hint="add --bake attention-factor, which puts it into the weights, or leave --carrier out",
         )
     base = base_frequencies(spec.rope_theta, spec.rotary_dim)
     divisors = tuple(w / now for w, now in zip(base, table.inv_freq, strict=True))
@@ -52,31 +62,47 @@ def as_longrope(spec: RopeSpec, *, mla: bool = False) -> RopeSpec:
 def disagreements(conversion: Conversion, runtimes: Collection[str] = ()) -> tuple[Disagreement, ...]:
     """The runtimes (of those named, or of all) for which the written config does not mean what was asked."""
     written = with_text(conversion.checkpoint, conversion.texts["config.json"])
-    rows = {name: row for name, row in runtime_rows(written).items() if not runtimes or name in runtimes}
-    wrong = {name: row for name, row in rows.items() if not row.agrees}
+    rows = runtime_rows(written, conversion.intent)
+    wrong = {name: row for name, row in rows.items() if not row.agrees and (not runtimes or name in runtimes)}
     if not wrong:
         return ()
-    carried = _carried_by_longrope(conversion)
-    return tuple(Disagreement(name, row, _help(name, conversion, carried)) for name, row in wrong.items())
+    served = _served_otherwise(conversion)
+    return tuple(Disagreement(name, row, _help(name, conversion, served)) for name, row in wrong.items())
 
 
-def _carried_by_longrope(conversion: Conversion) -> Mapping[str, RuntimeRow]:
+def _served_otherwise(conversion: Conversion) -> dict[str, Collection[str]]:
+    """What helps → the runtimes that it serves, the smallest change first."""
+    ropes = {rope.name: rope for rope in conversion.checkpoint.ropes}
+    asked = {name: spec for name, spec in conversion.intent.items() if spec != ropes[name].spec}
+    ways = {LONGROPE: _agreeing(conversion, asked, longrope=True)}
+    if all(is_foldable(ropes[name], conversion.checkpoint.config) for name in asked):
+        folded = {name: without_temperature(spec) for name, spec in asked.items()}
+        ways[FOLDED] = _agreeing(conversion, folded, longrope=False)
+        ways[FOLDED_LONGROPE] = _agreeing(conversion, folded, longrope=True)
+    return ways
+
+
+def _agreeing(conversion: Conversion, intent: Mapping[str, RopeSpec], *, longrope: bool) -> Collection[str]:
+    """The runtimes that compute `intent` where it is written natively, or carried as longrope."""
+    latent = {rope.name for rope in conversion.checkpoint.ropes if rope.mla}
     try:
-        intent = {name: as_longrope(spec) for name, spec in conversion.intent.items()}
-        other = plan(conversion.checkpoint, intent)
-        return runtime_rows(with_text(other.checkpoint, other.texts["config.json"]))
-    except (RopeError, ArithmeticError):
-        return {}
+        carried = {name: as_longrope(spec, mla=name in latent) for name, spec in intent.items()} if longrope else intent
+        other = plan(conversion.checkpoint, carried)
+        rows = runtime_rows(with_text(other.checkpoint, other.texts["config.json"]), intent)
+    except (RopeError, ArithmeticError, ValueError):
+        return ()
+    return tuple(name for name, row in rows.items() if row.agrees)
 
 
-def _help(name: str, conversion: Conversion, carried: Mapping[str, RuntimeRow]) -> str:
+def _help(name: str, conversion: Conversion, served: Mapping[str, Collection[str]]) -> str:
     if name in EMITTED and _has_flags(EMITTED[name], conversion.checkpoint, conversion.intent):
         return f"serve the unchanged source with the flags of --emit {EMITTED[name]}"
-    if name in carried and carried[name].agrees:
-        return "--carrier longrope writes the same frequencies in a form that it reads"
+    for way, runtimes in served.items():
+        if name in runtimes:
+            return way
     if name == "llama.cpp":
-        return "convert its GGUF: ropecli convert MODEL.gguf"
-    return "no config makes it compute this"
+        return GGUF
+    return NOTHING
 
 
 def _has_flags(name: str, checkpoint: Checkpoint, intent: Mapping[str, RopeSpec]) -> bool:

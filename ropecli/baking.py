@@ -4,22 +4,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ropecli.checkpoint import Checkpoint, TensorInfo
-from ropecli.conversion import Conversion
+from ropecli.conversion import Conversion, Edit
 from ropecli.errors import BadUsage
-from ropecli.folding import edits_by_file, plan_folding
+from ropecli.folding import MARK, MEMBER, edits_by_file, folded_factors, plan_folding
 from ropecli.inspection import with_text
+from ropecli.json_edit import with_members
 from ropecli.safetensors_header import INDEX_NAME
-from ropecli.spec import Longrope, RopeSpec, Scaling, scaling_from_json, scaling_to_json
+from ropecli.spec import Longrope, RopeSpec, scaling_from_json, scaling_to_json
 from ropecli.tables import BakeRequest, index_with_tables, plan_tables
 from ropecli.weight_edits import TensorEdit
 
 Edits = Mapping[str, tuple[TensorEdit, ...]]
 """File name → what is scaled in it."""
-
-
-def no_edits() -> Edits:
-    """Nothing is scaled."""
-    return {}
 
 
 def with_tables(
@@ -54,15 +50,41 @@ def folded(
         m = spec.scaling.attention_factor
         if m != 1:
             edits += plan_folding(headers, rope, checkpoint.config, m)
-        plain[rope.name] = replace(spec, scaling=_without_temperature(spec.scaling))
+        plain[rope.name] = without_temperature(spec)
     if not edits:
         raise BadUsage("the attention factor is 1: there is nothing to fold into the weights", where="--bake")
     return plain, {path.name: found for path, found in edits_by_file(headers, edits).items()}
 
 
-def _without_temperature(scaling: Scaling) -> Scaling:
+def with_folded(conversion: Conversion, edits: Edits, asked: Mapping[str, RopeSpec]) -> Conversion:
+    """The conversion with those weights scaled, and a config that says by how much. asked: before it was folded."""
+    config, source = conversion.checkpoint.config, conversion.checkpoint.source
+    held = {name: spec.scaling.attention_factor for name, spec in asked.items() if spec.scaling.attention_factor != 1}
+    mark = {**(config.get(MARK) or {}), MEMBER: folded_factors(config, source) | held}
+    text = with_members(conversion.texts["config.json"], (), {MARK: mark})
+    edit = Edit(MARK, config.get(MARK), mark)
+    texts = {**conversion.texts, "config.json": text}
+    return replace(conversion, texts=texts, edits=(*conversion.edits, edit), scaled=edits)
+
+
+def refuse_second_temperature(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec]) -> None:
+    """Raises BadUsage where the weights hold an attention factor and `intent` has another one for the same layers."""
+    for name, held in folded_factors(checkpoint.config, checkpoint.source).items():
+        m = intent[name].scaling.attention_factor if name in intent else 1.0
+        if m != 1:
+            raise BadUsage(
+                f"the query and key weights hold an attention factor of {held:g} already "
+                f"({MARK}.{MEMBER}); {m:g} would come on top of it",
+                where=f"{checkpoint.source}: {name}",
+                hint="convert the checkpoint from before the folding, or give --attention-factor 1",
+            )
+
+
+def without_temperature(spec: RopeSpec) -> RopeSpec:
+    """The same frequencies with an attention factor of 1."""
+    scaling = spec.scaling
     if scaling.attention_factor == 1:
-        return scaling
+        return spec
     if isinstance(scaling, Longrope):
-        return replace(scaling, attention_factor=1.0, short_attention_factor=1.0)
-    return scaling_from_json(scaling_to_json(scaling) | {"attention_factor": 1.0})
+        return replace(spec, scaling=replace(scaling, attention_factor=1.0, short_attention_factor=1.0))
+    return replace(spec, scaling=scaling_from_json(scaling_to_json(scaling) | {"attention_factor": 1.0}))

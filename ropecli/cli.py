@@ -29,6 +29,8 @@ from ropecli.spec import LARGEST, SMALLEST, RopeSpec
 if TYPE_CHECKING:
     from calibrate.calibration import Calibrated
     from calibrate.evaluation import Request
+    from ropecli.conversion import Conversion
+    from ropecli.tables import BakeRequest
 
 app = typer.Typer(
     name="ropecli",
@@ -505,7 +507,7 @@ def convert_command(
     from ropecli import conversion as plans  # noqa: PLC0415
     from ropecli import writer  # noqa: PLC0415
     from ropecli.agreement import as_longrope, disagreements  # noqa: PLC0415
-    from ropecli.baking import folded, no_edits, with_tables  # noqa: PLC0415
+    from ropecli.baking import folded, refuse_second_temperature, with_folded  # noqa: PLC0415
     from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
     from ropecli.tables import BakeRequest  # noqa: PLC0415
 
@@ -538,6 +540,10 @@ def convert_command(
         raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
     else:
         intent = _from_calibration(checkpoint, calibration, layers, quiet=quiet or as_json)
+    refuse_second_temperature(checkpoint, intent)
+    asked, scaled = intent, None
+    if bake == "attention-factor" and emit is None and checkpoint.format != "gguf":
+        intent, scaled = folded(checkpoint, intent, tensor_headers(checkpoint.path or Path()))
     if carrier == "longrope":
         latent = {rope.name for rope in checkpoint.ropes if rope.mla}
         intent = {name: as_longrope(spec, mla=name in latent) for name, spec in intent.items()}
@@ -553,9 +559,6 @@ def convert_command(
             raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
         _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
         return
-    folder, scaled = checkpoint.path or Path(), no_edits()
-    if bake == "attention-factor":
-        intent, scaled = folded(checkpoint, intent, tensor_headers(folder))
     conversion = plans.plan(
         checkpoint,
         intent,
@@ -563,14 +566,13 @@ def convert_command(
         tokenizer_text=writer.tokenizer_text(checkpoint),
         runtimes=wanted_runtimes,
     )
-    if scaled:
-        conversion = replace(conversion, scaled=scaled)
+    if scaled is not None:
+        conversion = with_folded(conversion, scaled, asked)
     elif bake is not None:
         longest = max(spec.max_length for spec in intent.values())
         positions = options.length(bake_length, "--bake-length") if bake_length else longest
         request = BakeRequest(bake, positions, bake_dtype, bake_layout, bake_per_layer, bake_into)  # type: ignore[arg-type]
-        shards = (writer.index_text(folder), tensor_headers(folder)) if bake_into == "shards" else (None, {})
-        conversion = with_tables(conversion, request, *shards)
+        conversion = _with_tables(conversion, request, checkpoint.path or Path())
     others = disagreements(conversion, wanted_runtimes)
     if dry_run:
         files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
@@ -588,6 +590,15 @@ def convert_command(
         render.emit_json(render.conversion_to_json(conversion, receipt, others))
     render.show_receipt(conversion, receipt, quiet=quiet or as_json)
     render.show_disagreements(others, quiet=quiet or as_json)
+
+
+def _with_tables(conversion: "Conversion", request: "BakeRequest", folder: Path) -> "Conversion":
+    from ropecli import writer  # noqa: PLC0415
+    from ropecli.baking import with_tables  # noqa: PLC0415
+    from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
+
+    shards = (writer.index_text(folder), tensor_headers(folder)) if request.into == "shards" else (None, {})
+    return with_tables(conversion, request, *shards)
 
 
 def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_json: bool, quiet: bool) -> None:

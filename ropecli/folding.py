@@ -8,8 +8,13 @@ rounded again, by up to 0.4 % in bfloat16 and 0.05 % in float16.
 
 Whether a norm stands before or after the rotation can not be seen from tensor names, so only model types that were
 tested are folded.
+
+No tensor shows afterwards that it was scaled, so the config says it, and a second factor on top of it is refused:
+
+    "ropecli": {"folded_attention_factor": {"default": 1.1386294361119891}}
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,13 +23,17 @@ from typing import Any
 from ropecli.dialects import hf
 from ropecli.dialects.hf_keys import Found, Place, nearest, whole
 from ropecli.dialects.hf_types import type_facts
-from ropecli.errors import BadUsage
+from ropecli.errors import BadCheckpoint, BadUsage
 from ropecli.safetensors_header import TensorInfo
 from ropecli.spec import LayerRope, Longrope
 from ropecli.stored_floats import BYTES
 from ropecli.weight_edits import TensorEdit, edits_by_file, rewrite_shard
 
-__all__ = ["TensorEdit", "edits_by_file", "plan_folding", "rewrite_shard"]
+__all__ = ["TensorEdit", "edits_by_file", "folded_factors", "is_foldable", "plan_folding", "rewrite_shard"]
+
+MARK, MEMBER = "ropecli", "folded_attention_factor"
+"""Where the config keeps what the weights hold: name of a kind of layer → m. Loaders pass over keys that they do not
+know, and transformers saves them again."""
 
 SEPARATE = frozenset(
     (
@@ -91,19 +100,39 @@ class _Geometry:
         return (head for head in range(heads) if head % each != each - 1)
 
 
-def plan_folding(
-    headers: Mapping[str, TensorInfo], rope: LayerRope, config: Mapping[str, Any], m: float
-) -> tuple[TensorEdit, ...]:
-    """The edits that put the attention factor m of one kind of layer into the weights; none for m = 1.
+def folded_factors(config: Mapping[str, Any], source: str) -> dict[str, float]:
+    """Kind of layer → the attention factor that its query and key weights hold already; empty for ordinary weights.
 
-    headers  name → place of every tensor of the checkpoint
-    rope     the layers that are folded; their config must then say an attention factor of 1
-    config   the whole config.json
-
-    Raises BadUsage for what cannot be folded: a latent attention, an attention factor that depends on the length, a
-    model type that was not tested, quantised weights, or tensors with other names or shapes than expected.
+    source  what errors call the checkpoint
+    Raises BadCheckpoint for a mark that was damaged: what the weights hold is then not known.
     """
-    where = f"--bake attention-factor: {rope.name}"
+    mark = config.get(MARK)
+    found = mark.get(MEMBER) if isinstance(mark, Mapping) else None
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or not all(_is_factor(m) for m in found.values()):
+        raise BadCheckpoint(
+            f"expected a number above 0 for each kind of layer, found {found!r:.60}",
+            where=f"{source}: {MARK}.{MEMBER}",
+            hint="take the config.json that was written with these weights",
+        )
+    return {str(name): float(m) for name, m in found.items()}
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
+
+
+def is_foldable(rope: LayerRope, config: Mapping[str, Any]) -> bool:
+    """Whether these layers' attention factor can go into the weights, as far as the config tells."""
+    try:
+        _refuse(rope, config, "")
+    except BadUsage:
+        return False
+    return True
+
+
+def _refuse(rope: LayerRope, config: Mapping[str, Any], where: str) -> None:
     if rope.mla:
         raise BadUsage(
             "the rotated part of a latent attention comes out of a shared projection",
@@ -122,12 +151,28 @@ def plan_folding(
         )
     if hf.text_config(config)[0].get("clip_qkv") is not None:
         raise BadUsage("the model clips queries and keys, which a factor in the weights would change", where=where)
+
+
+def plan_folding(
+    headers: Mapping[str, TensorInfo], rope: LayerRope, config: Mapping[str, Any], m: float
+) -> tuple[TensorEdit, ...]:
+    """The edits that put the attention factor m of one kind of layer into the weights; none for m = 1.
+
+    headers  name → place of every tensor of the checkpoint
+    rope     the layers that are folded; their config must then say an attention factor of 1
+    config   the whole config.json
+
+    Raises BadUsage for what cannot be folded: a latent attention, an attention factor that depends on the length, a
+    model type that was not tested, quantised weights, or tensors with other names or shapes than expected.
+    """
+    where = f"--bake attention-factor: {rope.name}"
+    _refuse(rope, config, where)
     if m == 1:
         return ()
     geometry = _Geometry(_number(config, "num_attention_heads"), rope.spec.head_dim, rope.spec.rotary_dim)
     edits: list[TensorEdit] = []
     for layer in _layers(headers, rope, config, where):
-        edits += _layer_edits(layer, model_type, geometry, m, where)
+        edits += _layer_edits(layer, hf.model_type(config), geometry, m, where)
     return tuple(sorted(edits, key=lambda edit: edit.tensor))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from ropecli.byte_copy import copy_range, reserve
 from ropecli.checkpoint import Checkpoint, is_gguf
 from ropecli.conversion import Edit
 from ropecli.dialects import gguf, gguf_write
@@ -35,9 +36,6 @@ from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
 from ropecli.spec import RopeSpec
 from ropecli.writer import Receipt, prove
-
-BLOCK = 2**22
-"""Bytes copied at a time, where the kernel does not copy by itself."""
 
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 """What the first part of a split model says about its parts; the output is one file."""
@@ -134,6 +132,7 @@ def write_gguf(conversion: GgufConversion, out: Path, *, force: bool = False) ->
     try:
         with _staged(out, force=force) as stage:
             with stage.open("xb") as writer:
+                reserve(writer, size)
                 _write(pieces, writer)
                 writer.flush()
                 os.fsync(writer.fileno())
@@ -355,36 +354,4 @@ def _write(pieces: Sequence[_Piece], writer: BinaryIO) -> None:
             writer.write(piece)
             continue
         with piece.file.open("rb") as reader:
-            reader.seek(piece.begin)
-            _copy(reader, writer, piece)
-
-
-def _copy(reader: BinaryIO, writer: BinaryIO, piece: _Range) -> None:
-    """In the kernel where it can, in blocks where it cannot."""
-    writer.flush()
-    done = _copied_by_kernel(reader.fileno(), writer, piece)
-    reader.seek(done)
-    while done < piece.end:
-        block = reader.read(min(BLOCK, piece.end - done))
-        if not block:
-            raise BadCheckpoint(f"the file became shorter while it was read, at offset {done}", where=str(piece.file))
-        writer.write(block)
-        done += len(block)
-
-
-def _copied_by_kernel(reader: int, writer: BinaryIO, piece: _Range) -> int:
-    """How far in the source the kernel came: nowhere on systems and between file systems where it does not copy."""
-    done, at = piece.begin, writer.tell()
-    if not hasattr(os, "copy_file_range"):
-        return done
-    try:
-        while done < piece.end:
-            count = os.copy_file_range(reader, writer.fileno(), piece.end - done, done, at)
-            if not count:
-                break
-            done, at = done + count, at + count
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-    writer.seek(at)
-    return done
+            copy_range(reader, writer, piece.begin, piece.end)

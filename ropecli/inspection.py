@@ -71,8 +71,11 @@ def with_text(checkpoint: Checkpoint, config_text: str) -> Checkpoint:
     return replace(checkpoint, config=config, config_text=config_text, ropes=hf.read(config))
 
 
-def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
-    """What each runtime makes of the config; for a GGUF only llama.cpp is asked, whose reading is its meaning."""
+def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None = None) -> dict[str, RuntimeRow]:
+    """What each runtime makes of the config; for a GGUF only llama.cpp is asked, whose reading is its meaning.
+
+    intent  kind of layer → what the runtimes are held against, instead of what the config means
+    """
     if checkpoint.format == "gguf" and checkpoint.ropes:
         spec = checkpoint.ropes[0].spec
         return {"llama.cpp": RuntimeRow(spec.scaling.attention_factor, 0.0, True, spec.max_length, ())}
@@ -83,6 +86,7 @@ def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
     architecture = _architecture(checkpoint.config)
     answers: dict[str, list[tuple[Reading, float | None, bool]]] = {}
     for rope in checkpoint.ropes:
+        meant = frequencies((intent or {}).get(rope.name, rope.spec))
         source = rope.sources.get("rope_theta", "")
         request = Request(
             config=merged,
@@ -93,7 +97,7 @@ def runtime_rows(checkpoint: Checkpoint) -> dict[str, RuntimeRow]:
             **({"default_rope_theta": rope.spec.rope_theta} if source.startswith("default") else {}),
         )
         for name, reading in readings(request).items():
-            answers.setdefault(name, []).append((reading, *compare(reading, frequencies(rope.spec))))
+            answers.setdefault(name, []).append((reading, *compare(reading, meant)))
     return {name: _row(found) for name, found in answers.items()}
 
 
@@ -209,7 +213,7 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
         "findings": [finding_to_json(finding) for finding in inspection.findings],
         "weights": [{"where": p.where, "problem": p.problem, "hint": p.hint} for p in inspection.problems],
         "notes": list(checkpoint.notes),
-        "baked": _baked(checkpoint),
+        "baked": baked_to_json(checkpoint),
     }
 
 
@@ -234,13 +238,24 @@ def expected(inspection: Inspection, assertions: str) -> tuple[str, ...]:
     return tuple(failures)
 
 
-def _baked(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    if checkpoint.path is None or not checkpoint.path.is_dir():
-        return None
-    from ropecli.table_check import baked  # noqa: PLC0415 - few checkpoints have tables
+def baked_to_json(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The field `baked`: tables beside the weights, an attention factor inside of them, or None.
 
-    found = baked(checkpoint.path, checkpoint)
-    return None if found is None else found.to_json()
+    Raises BadCheckpoint where the config's word on the weights is damaged.
+    """
+    # few checkpoints have either
+    from ropecli.folding import folded_factors  # noqa: PLC0415
+    from ropecli.table_check import NO_TABLES, baked  # noqa: PLC0415
+
+    folder = checkpoint.path
+    tables = baked(folder, checkpoint) if folder is not None and folder.is_dir() else None
+    factors = folded_factors(checkpoint.config, checkpoint.source)
+    if tables is not None:
+        return tables.to_json() | {"folded_attention_factor": factors or None}
+    if not factors:
+        return None
+    held = {"kind": "attention-factor", "layers": list(factors), "attention_factor": list(factors.values())}
+    return NO_TABLES | held | {"folded_attention_factor": factors}
 
 
 def weight_problems(checkpoint: Checkpoint) -> tuple[Problem, ...]:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ropecli.errors import RopeError
 from ropecli.findings import Finding
 from ropecli.frequencies import base_frequencies, frequencies
-from ropecli.inspection import Change, Inspection, RuntimeRow, finding_to_json
+from ropecli.inspection import Change, Inspection, RuntimeRow, baked_to_json, finding_to_json
 from ropecli.spec import LayerRope
 
 if TYPE_CHECKING:
@@ -238,6 +238,8 @@ def show_inspection(inspection: Inspection, *, quiet: bool = False) -> None:
             table.add_row("", "")
         for label, text in _rope_rows(rope):
             table.add_row(escape(label), escape(printable(text)))
+    for text in _baked_lines(baked_to_json(checkpoint)):
+        table.add_row("baked", escape(printable(text)))
     for note in checkpoint.notes:
         table.add_row("note", escape(printable(note)))
     for label, text in _runtime_lines(inspection):
@@ -252,6 +254,24 @@ def show_inspection(inspection: Inspection, *, quiet: bool = False) -> None:
     for problem in inspection.problems:
         table.add_row("weights", escape(printable(f"{problem.where}: {problem.problem}. {problem.hint}")))
     emit_table(table)
+
+
+def _baked_lines(baked: Mapping[str, Any] | None) -> Iterator[str]:
+    """What `--bake` left in the checkpoint."""
+    if baked is None:
+        return
+    if baked["path"] is not None:
+        described = [
+            baked["kind"],
+            baked["layout"],
+            baked["dtype"],
+            baked["length"] and f"{baked['length']:,} positions",
+        ]
+        stale = "; stale: not what the config means" if baked["stale"] else ""
+        yield f"{baked['path']}: {', '.join(filter(None, described)) or 'cannot be read'}{stale}"
+    for name, m in (baked["folded_attention_factor"] or {}).items():
+        layers = "" if name == "default" else f" ({name})"
+        yield f"the query and key weights hold an attention factor of {m:.6g}{layers}"
 
 
 def show_changes(changes: Sequence[Change], here: str, there: str, *, as_json: bool) -> None:

@@ -27,6 +27,12 @@ from ropecli.table_file import (
 if TYPE_CHECKING:
     from ropecli.stored_floats import Array
 
+NO_TABLES: dict[str, Any] = dict.fromkeys(("path", "kind", "layout", "dtype", "length")) | {
+    "config_changed": False,
+    "stale": False,
+}
+"""The members of `Baked.to_json` where there is no table file."""
+
 REBAKE = "bake it again with ropecli convert --bake, or delete it"
 
 

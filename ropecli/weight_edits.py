@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ropecli.byte_copy import copy_range
 from ropecli.errors import BadCheckpoint
 from ropecli.safetensors_header import TensorInfo, read_header
 from ropecli.stored_floats import BYTES, decoded, encoded
 
 BLOCK_VALUES = 2**18
 """Values that are scaled at a time: 2 MiB of float64."""
-
-BLOCK_BYTES = 2**22
-"""Bytes that are copied at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +51,11 @@ def rewrite_shard(source: Path, target: Path, edits: Iterable[TensorEdit]) -> No
             info = infos[edit.tensor]
             row_bytes = (info.end - info.begin) // info.shape[0]
             for start, stop in edit.rows:
-                _copy(reader, writer, info.begin + start * row_bytes - reader.tell())
+                copy_range(reader, writer, reader.tell(), info.begin + start * row_bytes)
                 _scale(reader, writer, (stop - start) * row_bytes, info, edit)
-        _copy(reader, writer, source.stat().st_size - reader.tell())
+        copy_range(reader, writer, reader.tell(), source.stat().st_size)
         writer.flush()
         os.fsync(writer.fileno())
-
-
-def _copy(reader: BinaryIO, writer: BinaryIO, size: int) -> None:
-    while size > 0:
-        data = reader.read(min(size, BLOCK_BYTES))
-        if not data:
-            raise BadCheckpoint("the file became shorter while it was read", where=str(reader.name))
-        writer.write(data)
-        size -= len(data)
 
 
 def _scale(reader: BinaryIO, writer: BinaryIO, size: int, info: TensorInfo, edit: TensorEdit) -> None:

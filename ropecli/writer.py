@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from ropecli.byte_copy import copy_file
 from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_headers
 from ropecli.conversion import Conversion
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
@@ -81,7 +82,7 @@ def _link(source: Path, target: Path, how: str) -> bool:
             case "symlink":
                 target.symlink_to(source.resolve())
             case _:
-                shutil.copyfile(source, target)
+                copy_file(source, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoResource(
@@ -281,15 +282,7 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
     table_error: float | None = None
     try:
         with staged(out) as stage:
-            for name, path in files.items():
-                target = stage / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if name in conversion.scaled:
-                    rewrite_shard(path, target, conversion.scaled[name])
-                    ways[name] = "rewritten"
-                else:
-                    ways[name] = place(path, target, weights)
-                new_bytes += path.stat().st_size if ways[name] in ("copy", "rewritten") else 0
+            # copies last: an fsync after them would wait, on ext4, until all of their data is on the disk
             for name, text in conversion.texts.items():
                 new_bytes += _write_text(stage / name, text)
                 ways[name] = "rewritten"
@@ -297,6 +290,15 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
                 table_error = write_tables(conversion.tables, stage / conversion.tables.name)
                 ways[conversion.tables.name] = "baked"
                 new_bytes += conversion.tables.size
+            for name in sorted(files, key=lambda name: name not in conversion.scaled):
+                path, target = files[name], stage / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if name in conversion.scaled:
+                    rewrite_shard(path, target, conversion.scaled[name])
+                    ways[name] = "rewritten"
+                else:
+                    ways[name] = place(path, target, weights)
+                new_bytes += path.stat().st_size if ways[name] in ("copy", "rewritten") else 0
             prove(stage, conversion.intent, str(out))
     except OSError as error:
         raise _not_written(error, out) from error

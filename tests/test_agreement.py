@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ropecli.agreement import as_longrope, disagreements
+from ropecli.agreement import EMITTED, FOLDED, FOLDED_LONGROPE, GGUF, LONGROPE, NOTHING, as_longrope, disagreements
+from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
 from ropecli.dialects import hf
@@ -17,6 +18,9 @@ from ropecli.dialects.portable import stated_original
 from ropecli.errors import BadUsage
 from ropecli.frequencies import snapped_betas
 from ropecli.inspection import runtime_rows, with_text
+from ropecli.runtimes import RUNTIMES
+from ropecli.runtimes.emit import emit
+from ropecli.runtimes.serving import Serving
 from ropecli.spec import RopeSpec, Yarn
 
 YARN_READERS = {
@@ -70,20 +74,72 @@ def extensions(draw: st.DrawFn) -> RopeSpec:
     return replace(plain, max_length=round(length * factor), scaling=Yarn(factor, m, beta_fast, beta_slow))
 
 
+@st.composite
+def any_yarns(draw: st.DrawFn) -> RopeSpec:
+    """A YaRN as a user may type it: any width, base, lengths, α, β and temperature; the corners are rounded."""
+    rotary_dim = 2 * draw(st.integers(2, 128))
+    rope_theta = draw(st.floats(100, 1e9))
+    length = draw(st.integers(64, 2**20))
+    longest = draw(st.integers(length + 1, 64 * length))
+    slow = draw(st.floats(0.05, 16))
+    fast = slow * draw(st.floats(1.01, 200))
+    m = draw(st.floats(0.5, 2))
+    plain = RopeSpec(rope_theta, rotary_dim, rotary_dim, length, length)
+    return replace(plain, max_length=longest, scaling=Yarn(longest / length, m, fast, slow))
+
+
 @settings(max_examples=150)
-@given(extensions())
-def test_portable_yarn_is_the_same_everywhere(spec: RopeSpec) -> None:
-    """Frequencies within 5e-5 and the attention factor within 1e-4 of the intent, in every runtime that can."""
-    rows = runtime_rows(written(plan(llama(spec), {"default": spec})))
-    wrong = {name: row for name, row in rows.items() if name in YARN_READERS and not row.agrees}
-    assert not wrong
+@given(extensions() | any_yarns(), st.sets(st.sampled_from(sorted(YARN_READERS))))
+def test_portable_yarn_is_the_same_everywhere(spec: RopeSpec, asked: set[str]) -> None:
+    """Frequencies within 5e-5 and the attention factor within 1e-4 of the intent, in every runtime that can.
+
+    With `--for`, in those that are named.
+    """
+    conversion = plan(llama(spec), {"default": spec}, runtimes=asked)
+    rows = runtime_rows(written(conversion), conversion.intent)
+    assert rows.keys() == {runtime.name for runtime in RUNTIMES}
+    assert not {name for name in asked or YARN_READERS if not rows[name].agrees}
+
+
+@settings(max_examples=60)
+@given(extensions() | any_yarns(), st.sampled_from(["llama", "qwen2", "own"]))
+def test_every_other_runtime_is_named_with_what_helps(spec: RopeSpec, model_type: str) -> None:
+    """Whoever does not agree is told, and what is said to help does: the carrier, the folded weights, the flags."""
+    checkpoint = llama(spec, model_type, "LlamaForCausalLM" if model_type == "llama" else "Qwen2ForCausalLM")
+    conversion = plan(checkpoint, {"default": spec})
+    rows = runtime_rows(written(conversion), conversion.intent)
+    told = {other.runtime: other.help for other in disagreements(conversion)}
+    assert told.keys() == {name for name, row in rows.items() if not row.agrees}
+    folded = without_temperature(spec)
+    ways = {
+        LONGROPE: agreeing(checkpoint, as_longrope(spec), spec) if spec.scaling.attention_factor >= 1 else set(),
+        FOLDED: agreeing(checkpoint, folded, folded),
+        FOLDED_LONGROPE: agreeing(checkpoint, as_longrope(folded), folded),
+    }
+    for name, text in told.items():
+        if text in ways:
+            assert name in ways[text]
+            assert text == LONGROPE or model_type != "own", "weights of an unknown type are not folded"
+        elif text == NOTHING:
+            assert not any(name in served for way, served in ways.items() if model_type != "own" or way == LONGROPE)
+        elif text == GGUF:
+            with pytest.raises(BadUsage):
+                emit(name, Serving(checkpoint.config, checkpoint.ropes, conversion.intent))
+        else:
+            assert emit(EMITTED[name], Serving(checkpoint.config, checkpoint.ropes, conversion.intent)), text
+
+
+def agreeing(checkpoint: Checkpoint, carried: RopeSpec, meant: RopeSpec) -> set[str]:
+    """The runtimes that compute `meant` where `carried` is written."""
+    rows = runtime_rows(written(plan(checkpoint, {"default": carried})), {"default": meant})
+    return {name for name, row in rows.items() if row.agrees}
 
 
 @settings(max_examples=80)
 @given(extensions())
 def test_onnx_runtime_agrees_where_it_has_yarn(spec: RopeSpec) -> None:
     """Its base class rounds nothing and needs 0 < low < high < d/2 − 1; snapped corners give it the same ramp."""
-    rows = runtime_rows(written(plan(llama(spec, "qwen2", "Qwen2ForCausalLM"), {"default": spec})))
+    rows = runtime_rows(written(plan(llama(spec, "qwen2", "Qwen2ForCausalLM"), {"default": spec})), {"default": spec})
     row = rows["onnxruntime-genai"]
     assume(row.max_rel_diff is not None)
     assert row.agrees
@@ -99,7 +155,7 @@ def test_longrope_carries_it_to_more(spec: RopeSpec) -> None:
     stated = stated_original(carried)
     # half a token of the stated length moves the attention factor by this much
     assume(m / (4 * stated * math.log(stated)) < 9e-5)
-    rows = runtime_rows(written(plan(llama(spec), {"default": carried})))
+    rows = runtime_rows(written(plan(llama(spec), {"default": carried})), {"default": spec})
     assert not {name for name in LONGROPE_READERS if not rows[name].agrees}
 
 
@@ -113,7 +169,7 @@ def test_those_that_cannot_are_named_with_what_helps() -> None:
     assert "--emit llama.cpp" in found["llama.cpp"]
     assert "--carrier longrope" in found["exllamav2"]
     assert "--carrier longrope" in found["tgi"]
-    assert found["onnxruntime-genai"] == "no config makes it compute this"
+    assert found["onnxruntime-genai"] == NOTHING
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ropecli.checkpoint import read_checkpoint, tensor_headers, verify
+from ropecli.checkpoint import read_checkpoint, read_tensor, tensor_headers, verify
 from ropecli.cli import main
 from ropecli.tables import SHARD, SIDECAR, attach
 
@@ -92,6 +92,60 @@ def test_a_folded_temperature_gives_the_same_logits(checkpoint, tmp_path):
     same = [name for name in old if "mlp" in name and new[name].file.name == old[name].file.name]
     assert same
     assert torch.allclose(logits(folded), logits(plain), atol=5e-3 * float(logits(plain).abs().max()))
+
+
+def test_a_folded_temperature_is_shown(checkpoint, tmp_path, capsys):
+    """inspect tells it as baked, also after transformers has saved the model again, and beside tables."""
+    folded, saved, tables = tmp_path / "folded", tmp_path / "saved", tmp_path / "tables"
+    assert convert(checkpoint, folded, "--bake", "attention-factor") == 0
+    shown = baked(folded, capsys)
+    assert (shown["kind"], shown["layers"], shown["attention_factor"]) == ("attention-factor", ["default"], [1.3])
+    assert not shown["stale"]
+    with pytest.raises(SystemExit):
+        main(["inspect", str(folded)])
+    assert "hold an attention factor of 1.3" in capsys.readouterr().out
+    AutoModelForCausalLM.from_pretrained(folded).save_pretrained(saved)
+    assert baked(saved, capsys)["folded_attention_factor"] == {"default": 1.3}
+    # tables of the folded checkpoint: those of the factor 1, which is all that is left for them to say
+    assert convert(folded, tables, "--attention-factor", "1", "--bake", "cos-sin") == 0
+    shown = baked(tables, capsys)
+    assert (shown["kind"], shown["attention_factor"]) == ("cos-sin", [1.0])
+    assert shown["folded_attention_factor"] == {"default": 1.3}
+    assert baked(checkpoint, capsys) is None
+
+
+@pytest.mark.parametrize("options", [("--bake", "attention-factor"), (), ("--emit", "vllm")], ids=" ".join)
+def test_a_second_temperature_is_refused(options, checkpoint, tmp_path, capsys, tree):
+    """Whether folded again, in the config, or in flags: m would multiply m. Nothing is written."""
+    folded, again = tmp_path / "folded", tmp_path / "again"
+    assert convert(checkpoint, folded, "--bake", "attention-factor") == 0
+    before = tree(folded)
+    assert convert(folded, again, *options) == 2
+    assert "hold an attention factor of 1.3 already" in capsys.readouterr().err
+    assert tree(folded) == before
+    assert not again.exists()
+
+
+def test_a_folded_checkpoint_takes_another_ramp(checkpoint, tmp_path):
+    """With a factor of 1 there is nothing to compound: the mark stays, and so do the weights."""
+    folded, again = tmp_path / "folded", tmp_path / "again"
+    assert convert(checkpoint, folded, "--bake", "attention-factor") == 0
+    assert convert(folded, again, "--attention-factor", "1", "--beta-fast", "8") == 0
+    assert json.loads((again / "config.json").read_text())["ropecli"] == {"folded_attention_factor": {"default": 1.3}}
+    old, new = tensor_headers(folded), tensor_headers(again)
+    assert all(read_tensor(old[name]) == read_tensor(new[name]) for name in old)
+
+
+@pytest.mark.parametrize("mark", [1.3, {"default": 0}, {"default": "1.3"}, {"default": True}], ids=str)
+def test_a_damaged_mark_is_a_broken_checkpoint(mark, checkpoint, tmp_path, capsys):
+    """What the weights hold is then not known: exit status 3 from both verbs, with the file and the key."""
+    config = json.loads((checkpoint / "config.json").read_text()) | {"ropecli": {"folded_attention_factor": mark}}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert convert(checkpoint, tmp_path / "out") == 3
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(checkpoint)])
+    assert stopped.value.code == 3
+    assert f"{checkpoint}: ropecli.folded_attention_factor" in capsys.readouterr().err
 
 
 def test_nothing_to_fold_is_said(checkpoint, tmp_path, capsys):

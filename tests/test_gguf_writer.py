@@ -14,12 +14,13 @@ import pytest
 from gguf.constants import GGMLQuantizationType, GGUFEndian, GGUFValueType
 from gguf.quants import quantize
 
+from ropecli.byte_copy import BLOCK
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.conversion import Edit, extended
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
 from ropecli.frequencies import corner, frequencies, snapped_betas
 from ropecli.gguf_header import read_gguf, verify_gguf
-from ropecli.gguf_writer import BLOCK, GgufConversion, plan_gguf, size_of, write_gguf
+from ropecli.gguf_writer import GgufConversion, plan_gguf, size_of, write_gguf
 from ropecli.spec import Linear, Llama3, Longrope, Plain, RopeSpec, Scaling, Yarn
 
 L, WIDTH, HEADS, LAYERS, VOCABULARY = 512, 64, 2, 2, 3000

@@ -301,8 +301,8 @@ def test_a_copy_that_does_not_fit_is_refused_before_it_starts(checkpoint, tmp_pa
 
 
 FAULTS = {
-    "the disk fills up while a file is copied": (shutil, "copyfile", OSError(errno.ENOSPC, "No space left"), (0, 3)),
-    "a file can not be read": (shutil, "copyfile", OSError(errno.EIO, "Input/output error"), (0, 8)),
+    "the disk fills up while a file is copied": (writer, "copy_file", OSError(errno.ENOSPC, "No space left"), (0, 3)),
+    "a file can not be read": (writer, "copy_file", OSError(errno.EIO, "Input/output error"), (0, 8)),
     "the disk fills up while a config is written": (os, "fsync", OSError(errno.ENOSPC, "No space left"), (0, 1)),
     "the last rename fails": (Path, "rename", OSError(errno.EACCES, "Permission denied"), (0,)),
     "a key is pressed": (os, "fsync", KeyboardInterrupt(), (0, 1)),

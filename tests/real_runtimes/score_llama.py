@@ -25,6 +25,8 @@ def log_probs(file: str, ids: list[int], positions: list[int]) -> list[list[floa
     parameters.warmup = False
     parameters.cache_type_k = parameters.cache_type_v = F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    # threads of a busy machine wait for each other at every operation
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(parameters)
     rows = []
     for position in positions:
