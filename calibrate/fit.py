@@ -338,7 +338,7 @@ def fit(
     began = budget.seconds
     observer.expect(_expected_passes(request, space, len(found), budget.max_evals))
     nats_of = remembering(scorer(loaded, layer, bands))
-    trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial)
+    trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial, loaded.ranks.any)
     with interruptible(trials) as signals:
         point, complete = find(request, trials, space, len(found))
         spec = replace(plain, scaling=space.scaling(point), max_length=task.length)
@@ -375,7 +375,7 @@ def fit(
             "forward_equivalents": round(trials.forward_equivalents + GRADIENT_COST * gradients, 3),
             "tokens": trials.scored_tokens,
             "seconds": round(budget.seconds - began, 3),
-            "peak_memory_bytes": peak_memory(loaded.device),
+            "peak_memory_bytes": int(loaded.ranks.most(peak_memory(loaded.device))),
         },
         trace=tuple(_trial_to_json(trial, space.factor) for trial in trials.trials),
     )

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from calibrate.corpus import Document
 from calibrate.model import LoadedModel, rotating_with
-from calibrate.score import Bands, Floats, sliced_nll, windows_at_once
+from calibrate.score import Bands, Floats, sliced_nll
 from ropecli.errors import Inconclusive
 from ropecli.frequencies import Frequencies
 
@@ -59,40 +60,56 @@ def slope(
 ) -> Slope:
     """Σ weight · nats over the documents, and its slope. `weights` has one number a band, and documents add up.
 
+    Several ranks share the windows, and each has the whole result.
     Raises Inconclusive where the attention implementation has no backward pass, or the model does not let one through.
     """
-    inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=loaded.device).requires_grad_()
-    m = torch.tensor(table.attention_factor, dtype=torch.float64, device=loaded.device).requires_grad_()
+    if loaded.ranks.tensor > 1:
+        # each rank would see the slope through its own attention heads alone
+        raise Inconclusive("no slope of a model in parts", where="--tensor-parallel", hint="use --tune yarn")
     by_position = torch.zeros(bands.edges[-1] - 1, dtype=torch.float32, device=loaded.device)
     for weight, (low, high) in zip(weights, bands.spans, strict=True):
         by_position[low - 1 : high - 1] = weight
     rows = [window[: bands.edges[-1]] for document in documents for window in document.windows]
-    batch = windows_at_once(bands.edges[-1], loaded.device)
-    total = 0.0
-    model = loaded.model
-    backbone = getattr(model, model.base_model_prefix)
-    with rotating_with(model, {layer: (inv_freq, m)}), _recomputing(model):
-        for start in range(0, len(rows), batch):
-            ids = torch.tensor(rows[start : start + batch], device=loaded.device)
-            outputs = backbone(input_ids=ids, use_cache=False)
-            hidden = outputs.last_hidden_state
-            if not hidden.requires_grad:
-                raise Inconclusive(
-                    "no gradient comes through this model's rotary embedding",
-                    hint="use --tune yarn, which needs none",
-                )
-            leaf = hidden.detach().requires_grad_()
-            for first, last, losses in sliced_nll(model, ids, outputs, leaf):
-                loss = (losses * by_position[first:last]).sum()
-                torch.autograd.backward(loss)
-                total += float(loss.detach())
-            try:
-                torch.autograd.backward(hidden, leaf.grad)
-            except (RuntimeError, NotImplementedError) as error:
-                raise Inconclusive(
-                    f"the attention has no backward pass here: {str(error).splitlines()[0]}",
-                    hint="try --attn-implementation eager or sdpa, or --tune yarn, which needs none",
-                ) from error
+    parts = np.zeros((len(rows), len(table.inv_freq) + 2))
+    with _recomputing(loaded.model):
+        for index in loaded.ranks.mine(len(rows)):
+            ids = torch.tensor([rows[index]], device=loaded.device)
+            parts[index] = _slope_of_one(loaded, layer, table, ids, by_position)
+    nats, by_factor, *by_frequency = loaded.ranks.total(parts).sum(axis=0).tolist()
+    return Slope(nats, np.array(by_frequency), by_factor)
+
+
+def _slope_of_one(
+    loaded: LoadedModel, layer: str, table: Frequencies, ids: torch.Tensor, by_position: torch.Tensor
+) -> list[float]:
+    """Of one window, ids [1, length]: nats, and their slope by the attention factor and by each frequency.
+
+    Never of several windows at once: the cosines are shared by a batch, in the model's dtype, and a slope that is
+    summed over the batch in bfloat16 is off by some per cent.
+    """
+    inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=loaded.device).requires_grad_()
+    m = torch.tensor(table.attention_factor, dtype=torch.float64, device=loaded.device).requires_grad_()
+    model, total = loaded.model, 0.0
+    with rotating_with(model, {layer: (inv_freq, m)}):
+        outputs = getattr(model, model.base_model_prefix)(input_ids=ids, use_cache=False)
+        hidden = outputs.last_hidden_state
+        if not hidden.requires_grad:
+            raise Inconclusive(
+                "no gradient comes through this model's rotary embedding",
+                hint="use --tune yarn, which needs none",
+            )
+        leaf = hidden.detach().requires_grad_()
+        for first, last, losses in sliced_nll(model, ids, outputs, leaf):
+            loss = (losses * by_position[first:last]).sum()
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        try:
+            torch.autograd.backward(hidden, leaf.grad)
+        except (RuntimeError, NotImplementedError) as error:
+            raise Inconclusive(
+                f"the attention has no backward pass here: {str(error).splitlines()[0]}",
+                hint="try --attn-implementation eager or sdpa, or --tune yarn, which needs none",
+            ) from error
     if inv_freq.grad is None or m.grad is None:
         raise Inconclusive("no gradient comes through this model's rotary embedding", hint="use --tune yarn")
-    return Slope(total, inv_freq.grad.cpu().numpy(), float(m.grad))
+    return [total, float(m.grad), *inv_freq.grad.tolist()]

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.distributed import DistributedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource
+from calibrate import parallel
+from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Linear, Plain, RopeSpec, Yarn
 
@@ -25,23 +27,39 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a model is loaded; every value is as the command line gives it."""
+    """How a model is loaded; every value is as the command line gives it.
+
+    tensor_parallel  processes of a torchrun that hold one copy of the model together
+    """
 
     device: str = "auto"
     dtype: str = "auto"
     device_map: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    tensor_parallel: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Text → token ids without any special token, and the BOS token where the tokenizer puts one in front."""
+
+    encode: Callable[[str], list[int]]
+    bos: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in evaluation mode with gradients off, its tokenizer's encoder, and where its inputs go."""
+    """A model in evaluation mode with gradients off, its tokenizer's encoder, and where its inputs go.
+
+    ranks  the processes that share the windows
+    """
 
     model: Any
     encode: Callable[[str], list[int]]
     bos: int | None
     device: torch.device
+    ranks: parallel.Ranks = parallel.ALONE
 
     @property
     def dtype(self) -> str:
@@ -49,12 +67,17 @@ class LoadedModel:
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu. Raises BadUsage for a device that is not here."""
+def pick_device(wanted: str, ranks: parallel.Ranks = parallel.ALONE) -> torch.device:
+    """`auto` is cuda, then mps, then cpu. Raises BadUsage for a device that is not here.
+
+    Of several ranks on a machine each takes its own GPU, unless one is named by its number.
+    """
     if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("mps" if torch.backends.mps.is_available() and ranks.size == 1 else "cpu")
+        wanted = "cuda"
+    if wanted == "cuda" and ranks.size > 1:
+        wanted = f"cuda:{ranks.local}"
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -104,33 +127,43 @@ def _refuse_gaps(source: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def load(source: str, settings: Settings) -> LoadedModel:
-    """Load the checkpoint for scoring: a folder, a GGUF file, or a Hub id with or without `@revision`.
-
-    Pickle files are never opened.
-    Weights keep the checkpoint's own dtype unless `settings.dtype` names one; rotary tables stay float32.
-    Raises BadUsage for an unknown device or dtype, BadCheckpoint when transformers cannot load it or the weights do not
-    fill the model, NoResource when memory runs out.
-    """
+def _refuse_settings(settings: Settings, ranks: parallel.Ranks) -> None:
     if settings.dtype != "auto" and settings.dtype not in DTYPES:
         raise BadUsage(f"unknown dtype {settings.dtype!r}", where="--dtype", hint=f"auto, {', '.join(DTYPES)}")
-    device = pick_device(settings.device)
-    name, extra = _source(source)
-    extra["trust_remote_code"] = settings.trust_remote_code
-    options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
-    if "gguf_file" not in extra:
-        options["use_safetensors"] = True
-    if settings.attn_implementation:
-        options["attn_implementation"] = settings.attn_implementation
-    if settings.device_map:
-        options["device_map"] = settings.device_map
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **extra)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    if settings.device_map is None:
+        return
+    if ranks.tensor > 1:
+        raise BadUsage("give one of --device-map and --tensor-parallel")
+    if ranks.size > 1 and ranks.on_this_machine > 1:
+        raise BadUsage(
+            f"{ranks.on_this_machine} ranks on one machine would spread their models over the same devices",
+            where="--device-map",
+            hint="start one process a machine, or use --tensor-parallel",
         )
-        if settings.device_map is None:
-            model = model.to(device)
+
+
+def _refuse_shares(source: str, config: Any, device: torch.device, ranks: parallel.Ranks) -> None:
+    """What cannot be cut into equal parts, before any weight is read."""
+    text = config.get_text_config()
+    heads = {name: getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
+    for name, count in heads.items():
+        if isinstance(count, int) and count % ranks.tensor:
+            raise BadUsage(
+                f"{name} is {count}, which {ranks.tensor} ranks cannot share",
+                where=f"{source}: --tensor-parallel",
+                hint="give a divisor of both numbers of heads",
+            )
+    if device.type != ("cuda" if torch.cuda.is_available() else "cpu"):
+        raise BadUsage(f"tensor parallelism uses the GPUs here, not {device}", where="--device", hint="--device auto")
+
+
+@contextlib.contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Make one line of whatever transformers raises."""
+    try:
+        yield
+    except RopeError:
+        raise
     # tokenizers, safetensors and a checkpoint's own code raise any kind
     except Exception as error:
         if is_out_of_memory(error):
@@ -141,17 +174,61 @@ def load(source: str, settings: Settings) -> LoadedModel:
             where=source,
             hint="`ropecli inspect --verify` checks the files; code inside a checkpoint needs --trust-remote-code",
         ) from error
+
+
+def load_tokenizer(source: str, settings: Settings) -> Tokenizer:
+    """The tokenizer alone, without weights; `source` is as in `load`. Raises BadCheckpoint."""
+    name, extra = _source(source)
+    with _loading(source):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=settings.trust_remote_code, **extra
+        )
+
+        def encode(text: str) -> list[int]:
+            return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+        with_specials = tokenizer("a", verbose=False).input_ids
+    opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id
+    return Tokenizer(encode, tokenizer.bos_token_id if opens_with_bos else None)
+
+
+def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) -> LoadedModel:
+    """Load the checkpoint for scoring: a folder, a GGUF file, or a Hub id with or without `@revision`.
+
+    Pickle files are never opened.
+    Weights keep the checkpoint's own dtype unless `settings.dtype` names one; rotary tables stay float32. Under
+    torchrun each rank takes a device of its own, and with tensor parallelism a part of every layer (the plan that
+    transformers has for the architecture).
+    Raises BadUsage for an unknown device or dtype and for a tensor parallelism that does not fit, BadCheckpoint when
+    transformers cannot load it or the weights do not fill the model, NoResource when memory runs out.
+    """
+    ranks = parallel.here()
+    _refuse_settings(settings, ranks)
+    device = pick_device(settings.device, ranks)
+    tokenizer = tokenizer or load_tokenizer(source, settings)
+    name, extra = _source(source)
+    extra["trust_remote_code"] = settings.trust_remote_code
+    options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
+    if "gguf_file" not in extra:
+        options["use_safetensors"] = True
+    if settings.attn_implementation:
+        options["attn_implementation"] = settings.attn_implementation
+    if settings.device_map:
+        options["device_map"] = settings.device_map
+    with _loading(source):
+        if ranks.tensor > 1:
+            _refuse_shares(source, transformers.AutoConfig.from_pretrained(name, **extra), device, ranks)
+            options["distributed_config"] = DistributedConfig(tp_size=ranks.tensor)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        if settings.device_map is None and ranks.tensor == 1:
+            model = model.to(device)
     _refuse_gaps(source, info)
     if settings.device_map is not None:
         device = model.get_input_embeddings().weight.device
     model.eval().requires_grad_(False)
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-    with_specials = tokenizer("a", verbose=False).input_ids
-    opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id
-    return LoadedModel(model, encode, tokenizer.bos_token_id if opens_with_bos else None, device)
+    return LoadedModel(model, tokenizer.encode, tokenizer.bos, device, ranks)
 
 
 def as_loaded(spec: RopeSpec, length: int | None = None) -> Frequencies:

@@ -211,6 +211,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     loaded, tasks = prepared.loaded, prepared.tasks
     for task in tasks:
         observer.say(f"{task.plan}; {loaded.device.type}, {loaded.dtype}")
+    loaded.ranks.check_same([(task.found, task.held) for task in tasks], "the windows")
     prove_alive(loaded, prepared.layer, tasks[0].space, tasks[0].found[0])
 
     fits: list[Fit] = []
@@ -218,12 +219,13 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     stopped_by = None
     with ExitStack() as stack:
         remembering: Callable[[NatsOf], NatsOf] = lambda nats_of: nats_of  # noqa: E731 - one of two
-        if request.journal is not None:
+        if request.journal is not None and loaded.ranks.leads:
             journal = Journal(request.journal, _identity(request, prepared), resume=request.resume)
             stack.callback(journal.close)
             remembering = journal.remembering
+        remembering = loaded.ranks.led(remembering)
         for index, task in enumerate(tasks):
-            over = request.time_limit is not None and budget.seconds >= request.time_limit
+            over = loaded.ranks.any(request.time_limit is not None and budget.seconds >= request.time_limit)
             if stopped_by is not None or (fits and over):
                 skipped.append(f"factor {task.space.factor:g} was left out: the run was stopped before its turn")
                 continue

@@ -55,6 +55,7 @@ class Trials:
 
     documents  in the order in which the search looks at them
     observe    called with every new trial, the best so far, and the passes over the calibration set done
+    agreed     whether any process of the run wants to stop, given whether this one does
 
     Set `stopped` to end the search at its next question, and `reserve` to keep so many trials for `settling`.
     """
@@ -68,6 +69,7 @@ class Trials:
         bands: Bands,
         budget: Budget,
         observe: Callable[[Trial, Trial, float], None],
+        agreed: Callable[[bool], bool] = bool,
     ) -> None:
         self._nats_of = nats_of
         self._documents = documents
@@ -77,6 +79,7 @@ class Trials:
         self._tokens = tokens_by_band(documents, bands)
         self._budget = budget
         self._observe = observe
+        self._agreed = agreed
         self._known: dict[Frequencies, Floats] = {}
         self._answers: dict[tuple[Frequencies, int], float] = {}
         self.trials: list[Trial] = []
@@ -113,7 +116,7 @@ class Trials:
         answer = self._answers.get((table, documents))
         if answer is not None:
             return answer
-        if self.trials and not settling and (self.stopped or self._spent()):
+        if self.trials and not settling and self._agreed(self.stopped or self._spent()):
             raise SearchStopped
         before, began = self.scored_tokens, time.monotonic()
         default = self.nats(self._space.frequencies(self._space.default), documents)

@@ -83,6 +83,15 @@ AttnImplementation: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Attention of transformers: sdpa, eager, flash_attention_2, …", rich_help_panel=MODEL),
 ]
+TensorParallel: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Under torchrun: so many processes hold one model together, a part of each layer in each of them.",
+        rich_help_panel=MODEL,
+    ),
+]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run the code that the checkpoint brings.", rich_help_panel=MODEL),
