@@ -178,12 +178,13 @@ class Ranks:
             reason = [type(error).__name__, error.problem, error.where, error.hint]
         else:
             reason = [NoResource.__name__, f"{type(error).__name__}: {error}", "", "--debug shows where"]
-        self._store.set(f"end {self.rank}", json.dumps(reason))
+        if self._store is not None:
+            self._store.set(f"end {self.rank}", json.dumps(reason))
 
     def told(self, hint: str) -> RopeError:
         """Why the others are gone: what one of them said about its end, or that nobody said anything."""
         until = time.monotonic() + GRACE
-        while self.leads and time.monotonic() < until:
+        while self.leads and self._store is not None and time.monotonic() < until:
             for rank in range(1, self.size):
                 if self._store.check([f"end {rank}"]):
                     kind, problem, where, own_hint = json.loads(self._store.get(f"end {rank}"))
@@ -268,28 +269,27 @@ def joined(tensor: int = 1, *, hint: str = "") -> Iterator[Ranks]:
             )
         yield ALONE
         return
+    ranks, token = launched, None
     had = signal.signal(signal.SIGTERM, _cut)
     try:
         ranks = _connected(launched, tensor)
         token = _HERE.set(ranks)
-        try:
-            yield ranks
-        except _Cut as error:
+        yield ranks
+    except BaseException as error:
+        # the reason is on its way out: the signal that torchrun sends because another rank has ended comes too late
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if isinstance(error, _Cut) or (isinstance(error, RuntimeError) and _is_of_a_connection(error)):
             raise ranks.told(hint) from error
-        except RuntimeError as error:
-            if _is_of_a_connection(error):
-                raise ranks.told(hint) from error
+        if isinstance(error, Exception):
             ranks.tell(error)
-            raise
-        except Exception as error:
-            ranks.tell(error)
-            raise
-        finally:
-            _HERE.reset(token)
-            if dist.is_initialized():
-                dist.destroy_process_group()
-    finally:
+        raise
+    else:
         signal.signal(signal.SIGTERM, had)
+    finally:
+        if token is not None:
+            _HERE.reset(token)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _cut(number: int, frame: types.FrameType | None) -> None:

@@ -57,6 +57,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "rich": ("ropecli.render",),
     "scipy": ("calibrate.search", "calibrate.statistics", "calibrate.passkey"),
     "transformers": ("calibrate.model", "calibrate.corpus"),
+    "torch.distributed": ("calibrate.parallel",),
     "torch": ("calibrate", "ropecli.tables", "ropecli.table_lookup"),
     "matplotlib": ("ropecli.plots",),
     "pyarrow": ("calibrate.corpus",),
