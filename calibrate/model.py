@@ -13,6 +13,7 @@ from transformers.distributed import DistributedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from calibrate import parallel
+from calibrate.cost import AttentionKind, Shape
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Linear, Plain, RopeSpec, Yarn
@@ -231,6 +232,64 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     return LoadedModel(model, tokenizer.encode, tokenizer.bos, device, ranks)
 
 
+def _attention(text: Any) -> tuple[AttentionKind, ...]:
+    """The kinds of attention of a text config: full, in a sliding window, or none (a layer of another kind)."""
+    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    each = getattr(text, "head_dim", None) or text.hidden_size // heads
+    latent = getattr(text, "kv_lora_rank", None) is not None
+    width = text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim if latent else 2 * each
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
+    reaches = {
+        "full_attention": None,
+        "sliding_attention": getattr(text, "sliding_window", None) or getattr(text, "local_attention", None),
+        "chunked_attention": getattr(text, "attention_chunk_size", None),
+    }
+    return tuple(
+        AttentionKind(kinds.count(kind), heads, width, reach) for kind, reach in reaches.items() if kind in kinds
+    )
+
+
+def shape_of(model: Any) -> Shape:
+    """What the cost of a model depends on, from the shapes of its own parameters; they may lie on the meta device.
+
+    Of experts, a token sees num_experts_per_tok. Towers for images and sound see no text and are only stored.
+    """
+    text = model.config.get_text_config()
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    head = model.get_output_embeddings().weight
+    chosen = getattr(text, "num_experts_per_tok", None) or 1
+    active, widest = 0.0, 0
+    for name, parameter in model.named_parameters():
+        outside = parameter is head or id(parameter) in embeddings or _sees_no_text(name)
+        if parameter.ndim < 2 or outside:
+            continue
+        if ".experts." not in name:
+            active += parameter.numel()
+            widest = max(widest, parameter.shape[0])
+        elif parameter.ndim == 3:
+            active += parameter.numel() * chosen / parameter.shape[0]
+            widest = max(widest, chosen * max(parameter.shape[1:]) // 2)
+        elif name.endswith("weight"):  # a module for each expert, as checkpoints with code of their own have it
+            active += parameter.numel() * chosen / (getattr(text, "num_experts", None) or text.n_routed_experts)
+            widest = max(widest, chosen * parameter.shape[0])
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    return Shape(stored, round(active), head.shape[0], head.shape[1], widest, _attention(text))
+
+
+def without_weights(source: str, settings: Settings) -> tuple[Shape, str]:
+    """(shape, dtype that it would be loaded in) of a checkpoint of which the config alone is read.
+
+    Raises BadCheckpoint as `load` does.
+    """
+    name, extra = _source(source)
+    with _loading(source):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=settings.trust_remote_code, **extra)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+        own = str(getattr(config.get_text_config(), "dtype", None) or config.dtype or "float32")
+        return shape_of(model), own.removeprefix("torch.") if settings.dtype == "auto" else settings.dtype
+
+
 def as_loaded(spec: RopeSpec, length: int | None = None) -> Frequencies:
     """`frequencies(spec, length)` with the rounding of a table that transformers computes from a config, in float32.
 
@@ -266,8 +325,12 @@ def _rotary_modules(model: Any) -> list[Any]:
         module
         for name, module in model.named_modules()
         if any(b == "inv_freq" or b.endswith("_inv_freq") for b, _ in module.named_buffers(recurse=False))
-        and not any(part in name for part in ("vision", "visual", "audio"))
+        and not _sees_no_text(name)
     ]
+
+
+def _sees_no_text(name: str) -> bool:
+    return any(part in name for part in ("vision", "visual", "audio"))
 
 
 def _slots(module: Any, layer_type: str) -> tuple[str, str] | None:
