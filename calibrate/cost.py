@@ -52,6 +52,11 @@ class Shape:
     attention: tuple[AttentionKind, ...]
 
     @property
+    def sparse(self) -> bool:
+        """Whether a token meets only a part of what is stored, besides the table that it is looked up in."""
+        return self.active + 2 * self.vocabulary * self.hidden < 0.99 * self.parameters
+
+    @property
     def heads(self) -> int:
         """The most query heads of a layer."""
         return max((kind.heads for kind in self.attention), default=0)

@@ -316,7 +316,8 @@ class Prepared:
     tasks: tuple[Task, ...]
 
 
-def _expected_passes(request: Request, space: Space, documents: int, max_evals: int | None) -> float:
+def expected_passes(request: Request, space: Space, documents: int, max_evals: int | None) -> float:
+    """Passes over the calibration set that the search will cost, by what earlier ones cost."""
     if request.tune == "temperature":
         likely: float = search.TEMPERATURE_TRIALS + 2
     else:
@@ -336,7 +337,7 @@ def fit(
     loaded, layer, plain, objective = prepared.loaded, prepared.layer, prepared.plain, prepared.objective
     space, bands, found = task.space, task.bands, task.found
     began = budget.seconds
-    observer.expect(_expected_passes(request, space, len(found), budget.max_evals))
+    observer.expect(expected_passes(request, space, len(found), budget.max_evals))
     nats_of = remembering(scorer(loaded, layer, bands))
     trials = Trials(nats_of, found, space, objective, bands, budget, observer.trial, loaded.ranks.any)
     with interruptible(trials) as signals:

@@ -41,13 +41,17 @@ def _recomputing(model: Any) -> Iterator[None]:
     """Inside the block, the layers of the backbone keep their inputs alone and are run again in the backward pass."""
     backbone = getattr(model, model.base_model_prefix)
     layers = list(getattr(backbone, "layers", None) or getattr(backbone, "h", None) or ())
+    # a model that is spread over devices has forwards of its own in its layers
+    had = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        for layer, forward in zip(layers, had, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
 def slope(
@@ -74,22 +78,25 @@ def slope(
     with _recomputing(loaded.model):
         for index in loaded.ranks.mine(len(rows)):
             ids = torch.tensor([rows[index]], device=loaded.device)
-            parts[index] = _slope_of_one(loaded, layer, table, ids, by_position)
+            parts[index] = slope_of_window(loaded.model, layer, table, ids, by_position).cpu().numpy()
     nats, by_factor, *by_frequency = loaded.ranks.total(parts).sum(axis=0).tolist()
     return Slope(nats, np.array(by_frequency), by_factor)
 
 
-def _slope_of_one(
-    loaded: LoadedModel, layer: str, table: Frequencies, ids: torch.Tensor, by_position: torch.Tensor
-) -> list[float]:
+def slope_of_window(
+    model: Any, layer: str, table: Frequencies, ids: torch.Tensor, by_position: torch.Tensor
+) -> torch.Tensor:
     """Of one window, ids [1, length]: nats, and their slope by the attention factor and by each frequency.
+
+    by_position  weights [length − 1]
+    Returns float64 [2 + pairs], on the device of the window.
 
     Never of several windows at once: the cosines are shared by a batch, in the model's dtype, and a slope that is
     summed over the batch in bfloat16 is off by some per cent.
     """
-    inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=loaded.device).requires_grad_()
-    m = torch.tensor(table.attention_factor, dtype=torch.float64, device=loaded.device).requires_grad_()
-    model, total = loaded.model, 0.0
+    inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=ids.device).requires_grad_()
+    m = torch.tensor(table.attention_factor, dtype=torch.float64, device=ids.device).requires_grad_()
+    total = torch.zeros((), dtype=torch.float64, device=ids.device)
     with rotating_with(model, {layer: (inv_freq, m)}):
         outputs = getattr(model, model.base_model_prefix)(input_ids=ids, use_cache=False)
         hidden = outputs.last_hidden_state
@@ -102,7 +109,7 @@ def _slope_of_one(
         for first, last, losses in sliced_nll(model, ids, outputs, leaf):
             loss = (losses * by_position[first:last]).sum()
             torch.autograd.backward(loss)
-            total += float(loss.detach())
+            total += loss.detach()
         try:
             torch.autograd.backward(hidden, leaf.grad)
         except (RuntimeError, NotImplementedError) as error:
@@ -112,4 +119,4 @@ def _slope_of_one(
             ) from error
     if inv_freq.grad is None or m.grad is None:
         raise Inconclusive("no gradient comes through this model's rotary embedding", hint="use --tune yarn")
-    return [total, float(m.grad), *inv_freq.grad.tolist()]
+    return torch.cat([torch.stack([total, m.grad]), inv_freq.grad])

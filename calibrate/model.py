@@ -26,6 +26,11 @@ DTYPES = {
 }
 
 
+def bytes_of(dtype: str) -> int:
+    """Of one number of a dtype by name."""
+    return int(DTYPES[dtype].itemsize)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a model is loaded; every value is as the command line gives it.
@@ -128,7 +133,9 @@ def _refuse_gaps(source: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_settings(settings: Settings, ranks: parallel.Ranks) -> None:
+def check_settings(settings: Settings) -> None:
+    """Refuse what cannot be, before anything is read. Raises BadUsage."""
+    ranks = parallel.here()
     if settings.dtype != "auto" and settings.dtype not in DTYPES:
         raise BadUsage(f"unknown dtype {settings.dtype!r}", where="--dtype", hint=f"auto, {', '.join(DTYPES)}")
     if settings.device_map is None:
@@ -204,7 +211,7 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     transformers cannot load it or the weights do not fill the model, NoResource when memory runs out.
     """
     ranks = parallel.here()
-    _refuse_settings(settings, ranks)
+    check_settings(settings)
     device = pick_device(settings.device, ranks)
     tokenizer = tokenizer or load_tokenizer(source, settings)
     name, extra = _source(source)

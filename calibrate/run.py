@@ -9,7 +9,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ from calibrate.calibration import YARN_LAW, Calibration, Fit, Law
 from calibrate.corpus import Document, Source, read_texts, split, tokenize
 from calibrate.fit import Observer, Prepared, Request, Task, Tune, fit
 from calibrate.journal import Journal, file_fingerprint
-from calibrate.model import LoadedModel, load, rotating_with
+from calibrate.model import LoadedModel, Tokenizer, check_settings, load, load_tokenizer, rotating_with
 from calibrate.objective import Objective, Space, method
 from calibrate.score import token_nll
 from calibrate.statistics import fitted_line
@@ -116,8 +116,28 @@ def prove_alive(loaded: LoadedModel, layer: str, space: Space, document: Documen
         )
 
 
-def prepare(request: Request) -> Prepared:
-    """Load the model once, and cut the text into windows for every factor. What can be refused is refused here."""
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is known of a calibration before any weight is read.
+
+    name    what the model is loaded by
+    layer   the layer type whose embedding is extended
+    plain   that embedding without scaling
+    """
+
+    checkpoint: Checkpoint
+    name: str
+    layer: str
+    plain: RopeSpec
+    tokenizer: Tokenizer
+    sources: tuple[Source, ...]
+    objective: Objective
+    tasks: tuple[Task, ...]
+
+
+def survey(request: Request) -> Survey:
+    """Cut the text into windows for every factor. What can be refused without the weights is refused here."""
+    check_settings(request.settings)
     objective = Objective.parse(request.objective, request.guard)
     checkpoint = read_checkpoint(request.source)
     rope, plain = extensible(checkpoint, request.original_length)
@@ -126,14 +146,22 @@ def prepare(request: Request) -> Prepared:
     texts, sources = read_texts(request.data, request.text_field)
     # a Hub id's path is a cache folder that may hold the config alone
     is_local = checkpoint.path is not None and Path(request.source).exists()
-    loaded = load(str(checkpoint.path) if is_local else request.source, request.settings)
-    encode = functools.cache(loaded.encode)
+    name = str(checkpoint.path) if is_local else request.source
+    tokenizer = load_tokenizer(name, request.settings)
+    encode = functools.cache(tokenizer.encode)
     tasks = []
     for (space, length), edges in zip(wanted, bands, strict=True):
-        corpus = tokenize(texts, encode, length, bos=loaded.bos, windows=request.windows)
+        corpus = tokenize(texts, encode, length, bos=tokenizer.bos, windows=request.windows)
         found, held = split(corpus.documents[: request.documents], request.validation_fraction, request.seed)
         tasks.append(Task(space, length, edges, corpus, found, held))
-    return Prepared(checkpoint, rope.name, plain, loaded, tuple(sources), objective, tuple(tasks))
+    return Survey(checkpoint, name, rope.name, plain, tokenizer, tuple(sources), objective, tuple(tasks))
+
+
+def prepare(request: Request) -> Prepared:
+    """Survey the text, then load the model once for every factor."""
+    known = survey(request)
+    loaded = load(known.name, request.settings, known.tokenizer)
+    return Prepared(known.checkpoint, known.layer, known.plain, loaded, known.sources, known.objective, known.tasks)
 
 
 def share(budget: Budget, evaluations: int, tasks: Sequence[Task]) -> Budget:

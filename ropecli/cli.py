@@ -214,6 +214,18 @@ def calibrate_command(
     time_limit: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the search after this long.")
     ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only",
+            help="Say what it would cost, from the config and the text alone: passes, operations, memory, with --flops "
+            "the time. No weight is read, nothing is scored or written.",
+        ),
+    ] = False,
+    flops: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="--plan-only: operations a second that one process sustains, as 400T."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the split into search and held-out documents.")] = 0,
     text_field: options.TextField = "text",
     output: Annotated[
@@ -246,13 +258,16 @@ def calibrate_command(
     """
     del debug
     quiet = quiet or not _speaks()
-    if output is not None and _speaks():
+    if output is not None and _speaks() and not plan_only:
         _check_output_file(output, force=force)
     _one_of("--tune", tune, ("yarn", "temperature", "factors"))
     if resume and output is None:
         raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
     if tune == "factors" and tensor_parallel > 1:
         raise BadUsage("--tune factors needs gradients, and a model in parts has none here", where="--tensor-parallel")
+    if flops is not None and not plan_only:
+        raise BadUsage("the rate is for the plan", where="--flops", hint="give --plan-only, too")
+    rate = None if flops is None else options.rate(flops, "--flops")
     _quiet_libraries(verbose=verbose)
     with render.data_only(), _ranks(tensor_parallel, data, output), render.TrialLog(quiet=quiet) as log:
         from calibrate import run  # noqa: PLC0415 - torch takes seconds
@@ -282,8 +297,19 @@ def calibrate_command(
             resume=resume,
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code, tensor_parallel),
         )
-        calibration, signal_number = run.calibrate(request, run.Observer(log.say, log.expect, log.trial))
+        if plan_only:
+            from calibrate.plan import plan_of  # noqa: PLC0415
+
+            plan = plan_of(request, rate)
+        else:
+            calibration, signal_number = run.calibrate(request, run.Observer(log.say, log.expect, log.trial))
     if not _speaks():
+        return
+    if plan_only:
+        if as_json:
+            render.emit_json(plan.to_json())
+        else:
+            render.show_cost(plan)
         return
     content = calibration.to_json()
     if output is None or as_json:

@@ -23,6 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "ropecli.baking",
         "calibrate.run",
         "calibrate.fit",
+        "calibrate.plan",
         "calibrate.evaluation",
         "calibrate.passkey",
     ),

@@ -20,7 +20,7 @@ def on_meta(configured: Any) -> Any:
         return transformers.AutoModelForCausalLM.from_config(configured).eval()
 
 
-@pytest.mark.parametrize("family", [name for name in (*FAMILIES, *NESTED) if name not in {"gpt_oss"}])
+@pytest.mark.parametrize("family", [*FAMILIES, *NESTED])
 def test_operations_are_those_that_torch_counts(family: str) -> None:
     """Of every family: matrices, experts, head and attention. Here attention computes the future, too: n²."""
     model = build(config(family, attn_implementation="eager", experts_implementation="eager"))
