@@ -276,6 +276,7 @@ def _subject(request: Request, source: str, lengths: tuple[int, ...], original: 
         slides = request.protocol == SLIDING or (request.protocol == YARN and request.stride is not None)
         windows = windows or (2 if slides else None)
     corpus = tokenize(texts, loaded.encode, longest, bos=bos, windows=windows)
+    loaded.ranks.check_same(corpus.documents, "the windows")
     step = request.window or max(longest // 64, 16)
     bins = (1, *range(step if step > 1 else 2, longest, step), longest) if request.by_position else ()
     return _Subject(source, loaded, corpus.documents[: request.documents], lengths, original, bins)

@@ -22,6 +22,7 @@ from calibrate.gradient import slope
 from calibrate.journal import Journal
 from calibrate.model import LoadedModel, Settings, as_loaded, rotating_with
 from calibrate.objective import Objective, Point, Space, method
+from calibrate.parallel import Ranks
 from calibrate.score import Bands, Floats, nats_by_band, tokens_by_band, windows_at_once
 from calibrate.statistics import Difference, effective_documents
 from calibrate.trials import Budget, NatsOf, SearchStopped, Trial, Trials
@@ -242,7 +243,8 @@ class Prepared:
     tasks: tuple[Task, ...]
 
 
-def _expected_passes(request: Request, space: Space, documents: int, max_evals: int | None) -> float:
+def expected_passes(request: Request, space: Space, documents: int, max_evals: int | None) -> float:
+    """Passes over the calibration set that the search will cost, by what earlier ones cost."""
     if request.tune == "temperature":
         likely: float = search.TEMPERATURE_TRIALS + 2
     else:
@@ -254,7 +256,7 @@ def _pace(
     request: Request, task: Task, trials: Trials, journal: Journal, budget: Budget, memory: Callable[[], int]
 ) -> str:
     """A sentence on how long it will take, from one measured pass over the first document, which the search needs."""
-    passes = _expected_passes(request, task.space, len(task.found), budget.max_evals)
+    passes = expected_passes(request, task.space, len(task.found), budget.max_evals)
     tables = len(BASELINES) + 2
     searched, held = (sum(len(document.windows) for document in part) for part in (task.found, task.held))
     work = f"the search about {passes:.0f} passes over {searched} windows, the held-out check {tables} over {held}"
@@ -301,17 +303,31 @@ def fit(
 ) -> tuple[Fit, Found, int | None]:
     """Search one factor, check on held-out documents, decide. Also returns the signal that stopped it, if any."""
     loaded, layer = prepared.loaded, prepared.layer
-    observer.expect(_expected_passes(request, task.space, len(task.found), budget.max_evals))
+    observer.expect(expected_passes(request, task.space, len(task.found), budget.max_evals))
     at_once = windows_at_once(task.length, loaded.device)
     nats_of = journal.remembering(scorer(loaded, layer, task.bands), at_once)
-    trials = Trials(nats_of, task.found, task.space, prepared.objective, task.bands, budget, observer.trial)
+    trials = Trials(
+        nats_of,
+        task.found,
+        task.space,
+        prepared.objective,
+        task.bands,
+        budget,
+        observer.trial,
+        agreed=loaded.ranks.any,
+    )
     held_out = once(journal.remembering(scorer(loaded, layer, task.finer), at_once))
     with interruptible(trials) as signals:
         observer.say(_pace(request, task, trials, journal, budget, lambda: peak_memory(loaded.device)))
         point, complete = find(request, trials, task.space, len(task.found))
         found = Found(task, trials, held_out, point, complete)
         fitted = judge(request, prepared, found, journal, observer)
-    return fitted, found, signals[0] if signals else None
+    return fitted, found, agreed_signal(loaded.ranks, signals)
+
+
+def agreed_signal(ranks: Ranks, signals: Sequence[int]) -> int | None:
+    """The signal that stopped the run, which may have reached one rank alone."""
+    return int(ranks.most(float(signals[0] if signals else 0))) or None
 
 
 def _finer(
@@ -397,7 +413,7 @@ def judge(request: Request, prepared: Prepared, found: Found, journal: Journal, 
             "forward_equivalents": round(trials.forward_equivalents + GRADIENT_COST * gradients, 3),
             "tokens": trials.scored_tokens,
             "seconds": round(trials.seconds, 3),
-            "peak_memory_bytes": peak_memory(prepared.loaded.device),
+            "peak_memory_bytes": int(prepared.loaded.ranks.most(peak_memory(prepared.loaded.device))),
         },
         trace=tuple(_trial_to_json(trial, space.factor) for trial in trials.trials),
         found=spec,

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from calibrate.corpus import Document
 from calibrate.model import LoadedModel, is_out_of_memory, rotating_with
-from calibrate.score import Bands, Floats, sliced_nll, windows_at_once
+from calibrate.score import Bands, Floats, sliced_nll
 from ropecli.errors import Inconclusive, NoResource
 from ropecli.frequencies import Frequencies
 
@@ -51,13 +51,17 @@ def _recomputing(model: Any) -> Iterator[None]:
     """Inside the block, the layers of the backbone keep their inputs alone and are run again in the backward pass."""
     backbone = getattr(model, model.base_model_prefix)
     layers = list(getattr(backbone, "layers", None) or getattr(backbone, "h", None) or ())
+    # a model that is spread over devices has forwards of its own in its layers
+    had = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        for layer, forward in zip(layers, had, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
 def slope(
@@ -70,56 +74,62 @@ def slope(
 ) -> Slope:
     """Σ weight · nats over the documents, and its slope. `weights` has one number a band, and documents add up.
 
+    Several ranks share the windows, and each has the whole result.
     Raises Inconclusive where the attention implementation has no backward pass, or the model does not let one through,
     and NoResource when memory runs out even for one window at a time.
     """
-    inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=loaded.device).requires_grad_()
-    m = torch.tensor(table.attention_factor, dtype=torch.float64, device=loaded.device).requires_grad_()
+    if loaded.ranks.tensor > 1:
+        # each rank would see the slope through its own attention heads alone
+        raise Inconclusive("no slope of a model in parts", where="--tensor-parallel", hint="use --tune yarn")
     by_position = torch.zeros(bands.edges[-1] - 1, dtype=torch.float32, device=loaded.device)
     for weight, (low, high) in zip(weights, bands.spans, strict=True):
         by_position[low - 1 : high - 1] = weight
     rows = [window[: bands.edges[-1]] for document in documents for window in document.windows]
-    batch = windows_at_once(bands.edges[-1], loaded.device)
-    total = Slope(0.0, np.zeros(len(table.inv_freq)), 0.0)
-    start = 0
-    with rotating_with(loaded.model, {layer: (inv_freq, m)}), _recomputing(loaded.model):
-        while start < len(rows):
-            chosen = rows[start : start + batch]
+    parts = np.zeros((len(rows), len(table.inv_freq) + 2))
+    with _recomputing(loaded.model):
+        for index in loaded.ranks.mine(len(rows)):
+            ids = torch.tensor([rows[index]], device=loaded.device)
             try:
-                ids = torch.tensor(chosen, device=loaded.device)
-                total += _of_batch(loaded.model, ids, inv_freq, m, by_position)
+                parts[index] = slope_of_window(loaded.model, layer, table, ids, by_position).cpu().numpy()
             except (RuntimeError, NotImplementedError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise Inconclusive(
-                        f"no backward pass through this model here: {str(error).partition(chr(10))[0]}",
-                        hint="try --attn-implementation eager or sdpa, or --tune yarn, which needs none",
-                    ) from error
-                if len(chosen) == 1:
+                if is_out_of_memory(error):
                     raise NoResource(
                         f"out of memory on the gradient of one window of {bands.edges[-1]} tokens",
                         hint="try --tune yarn, which needs no gradient, --dtype bfloat16, or a smaller --target-length",
                     ) from error
-                batch = len(chosen) // 2
-                continue
-            start += len(chosen)
-    return total
+                raise Inconclusive(
+                    f"no backward pass through this model here: {str(error).partition(chr(10))[0]}",
+                    hint="try --attn-implementation eager or sdpa, or --tune yarn, which needs none",
+                ) from error
+    nats, by_factor, *by_frequency = loaded.ranks.total(parts).sum(axis=0).tolist()
+    return Slope(nats, np.array(by_frequency), by_factor)
 
 
-def _of_batch(
-    model: Any, ids: torch.Tensor, inv_freq: torch.Tensor, m: torch.Tensor, by_position: torch.Tensor
-) -> Slope:
-    """The slope of Σ by_position · nats over the windows of one batch, ids [windows, length]."""
-    outputs = getattr(model, model.base_model_prefix)(input_ids=ids, use_cache=False)
-    hidden = outputs.last_hidden_state
-    if not hidden.requires_grad:
-        raise Inconclusive(NO_GRADIENT, hint="use --tune yarn, which needs none")
-    leaf = hidden.detach().requires_grad_()
-    nats = 0.0
-    for first, last, losses in sliced_nll(model, ids, outputs, leaf):
-        loss = (losses * by_position[first:last]).sum()
-        torch.autograd.backward(loss)
-        nats += float(loss.detach())
-    by_inv_freq, by_m = torch.autograd.grad(hidden, (inv_freq, m), leaf.grad, allow_unused=True)
+def slope_of_window(
+    model: Any, layer: str, table: Frequencies, ids: torch.Tensor, by_position: torch.Tensor
+) -> torch.Tensor:
+    """Of one window, ids [1, length]: nats, and their slope by the attention factor and by each frequency.
+
+    by_position  weights [length − 1]
+    Returns float64 [2 + pairs], on the device of the window.
+
+    Never of several windows at once: the cosines are shared by a batch, in the model's dtype, and a slope that is
+    summed over the batch in bfloat16 is off by some per cent.
+    """
+    inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=ids.device).requires_grad_()
+    m = torch.tensor(table.attention_factor, dtype=torch.float64, device=ids.device).requires_grad_()
+    total = torch.zeros((), dtype=torch.float64, device=ids.device)
+    with rotating_with(model, {layer: (inv_freq, m)}):
+        outputs = getattr(model, model.base_model_prefix)(input_ids=ids, use_cache=False)
+        hidden = outputs.last_hidden_state
+        if not hidden.requires_grad:
+            raise Inconclusive(NO_GRADIENT, hint="use --tune yarn, which needs none")
+        leaf = hidden.detach().requires_grad_()
+        for first, last, losses in sliced_nll(model, ids, outputs, leaf):
+            loss = (losses * by_position[first:last]).sum()
+            torch.autograd.backward(loss)
+            total += loss.detach()
+        by_inv_freq, by_m = torch.autograd.grad(hidden, (inv_freq, m), leaf.grad, allow_unused=True)
     if by_inv_freq is None or by_m is None:
         raise Inconclusive(NO_GRADIENT, hint="use --tune yarn, which needs none")
-    return Slope(nats, by_inv_freq.cpu().numpy(), float(by_m))
+    return torch.cat([torch.stack([total, by_m]), by_inv_freq])

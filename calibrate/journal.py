@@ -18,6 +18,7 @@ import numpy as np
 
 from calibrate.corpus import Document
 from calibrate.gradient import Slope, SlopeOf
+from calibrate.parallel import ALONE, Ranks
 from calibrate.score import Bands, Floats, batches
 from calibrate.trials import NatsOf
 from ropecli.errors import BadCalibration, BadUsage
@@ -62,12 +63,15 @@ class Journal:
     path      None: remembered while the program runs
     identity  what must be the same for the scores to be of use again, as flat JSON: settings, data, checkpoint
     resume    read what is there; without it an existing journal is replaced
+    ranks     of which the first has the file; what it knows all of them know, and so they compute the same
 
     `computed` counts the entries that were not there.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path | None, identity: Mapping[str, Any], *, resume: bool, ranks: Ranks = ALONE) -> None:
+        path = path if ranks.leads else None
         self._known = _read(path, identity) if resume and path is not None and path.exists() else {}
+        self._known = ranks.from_first(self._known)
         self.computed = 0
         self._file: TextIO | None = None
         if path is not None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.distributed import DistributedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource
+from calibrate import parallel
+from calibrate.cost import AttentionKind, Shape
+from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Linear, Plain, RopeSpec, Yarn
 
@@ -23,15 +26,32 @@ DTYPES = {
 }
 
 
+def bytes_of(dtype: str) -> int:
+    """Of one number of a dtype by name."""
+    return int(DTYPES[dtype].itemsize)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a model is loaded; every value is as the command line gives it."""
+    """How a model is loaded; every value is as the command line gives it.
+
+    tensor_parallel  processes of a torchrun that hold one copy of the model together
+    """
 
     device: str = "auto"
     dtype: str = "auto"
     device_map: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    tensor_parallel: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Text → token ids without any special token, and the BOS token where the tokenizer puts one in front."""
+
+    encode: Callable[[str], list[int]]
+    bos: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +59,14 @@ class LoadedModel:
     """A model in evaluation mode with gradients off, its tokenizer's encoder, and where its inputs go.
 
     dequantised  whether it comes from a GGUF, whose weights transformers turns into plain floats on loading
+    ranks  the processes that share the windows
     """
 
     model: Any
     encode: Callable[[str], list[int]]
     bos: int | None
     device: torch.device
+    ranks: parallel.Ranks = parallel.ALONE
     dequantised: bool = False
 
     @property
@@ -53,12 +75,17 @@ class LoadedModel:
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu. Raises BadUsage for a device that is not here."""
+def pick_device(wanted: str, ranks: parallel.Ranks = parallel.ALONE) -> torch.device:
+    """`auto` is cuda, then mps, then cpu. Raises BadUsage for a device that is not here.
+
+    Of several ranks on a machine each takes its own GPU, unless one is named by its number.
+    """
     if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("mps" if torch.backends.mps.is_available() and ranks.size == 1 else "cpu")
+        wanted = "cuda"
+    if wanted == "cuda" and ranks.size > 1:
+        wanted = f"cuda:{ranks.local}"
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -108,33 +135,45 @@ def _refuse_gaps(source: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def load(source: str, settings: Settings) -> LoadedModel:
-    """Load the checkpoint for scoring: a folder, a GGUF file, or a Hub id with or without `@revision`.
-
-    Pickle files are never opened.
-    Weights keep the checkpoint's own dtype unless `settings.dtype` names one; rotary tables stay float32.
-    Raises BadUsage for an unknown device or dtype, BadCheckpoint when transformers cannot load it or the weights do not
-    fill the model, NoResource when memory runs out.
-    """
+def check_settings(settings: Settings) -> None:
+    """Refuse what cannot be, before anything is read. Raises BadUsage."""
+    ranks = parallel.here()
     if settings.dtype != "auto" and settings.dtype not in DTYPES:
         raise BadUsage(f"unknown dtype {settings.dtype!r}", where="--dtype", hint=f"auto, {', '.join(DTYPES)}")
-    device = pick_device(settings.device)
-    name, extra = _source(source)
-    extra["trust_remote_code"] = settings.trust_remote_code
-    options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
-    if "gguf_file" not in extra:
-        options["use_safetensors"] = True
-    if settings.attn_implementation:
-        options["attn_implementation"] = settings.attn_implementation
-    if settings.device_map:
-        options["device_map"] = settings.device_map
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **extra)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    if settings.device_map is None:
+        return
+    if ranks.tensor > 1:
+        raise BadUsage("give one of --device-map and --tensor-parallel")
+    if ranks.size > 1 and ranks.on_this_machine > 1:
+        raise BadUsage(
+            f"{ranks.on_this_machine} ranks on one machine would spread their models over the same devices",
+            where="--device-map",
+            hint="start one process a machine, or use --tensor-parallel",
         )
-        if settings.device_map is None:
-            model = model.to(device)
+
+
+def _refuse_shares(source: str, config: Any, device: torch.device, ranks: parallel.Ranks) -> None:
+    """What cannot be cut into equal parts, before any weight is read."""
+    text = config.get_text_config()
+    heads = {name: getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
+    for name, count in heads.items():
+        if isinstance(count, int) and count % ranks.tensor:
+            raise BadUsage(
+                f"{name} is {count}, which {ranks.tensor} ranks cannot share",
+                where=f"{source}: --tensor-parallel",
+                hint="give a divisor of both numbers of heads",
+            )
+    if device.type != ("cuda" if torch.cuda.is_available() else "cpu"):
+        raise BadUsage(f"tensor parallelism uses the GPUs here, not {device}", where="--device", hint="--device auto")
+
+
+@contextlib.contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Make one line of whatever transformers raises."""
+    try:
+        yield
+    except RopeError:
+        raise
     # tokenizers, safetensors and a checkpoint's own code raise any kind
     except Exception as error:
         if is_out_of_memory(error):
@@ -145,18 +184,119 @@ def load(source: str, settings: Settings) -> LoadedModel:
             where=source,
             hint="`ropecli inspect --verify` checks the files; code inside a checkpoint needs --trust-remote-code",
         ) from error
+
+
+def load_tokenizer(source: str, settings: Settings) -> Tokenizer:
+    """The tokenizer alone, without weights; `source` is as in `load`. Raises BadCheckpoint."""
+    name, extra = _source(source)
+    with _loading(source):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=settings.trust_remote_code, **extra
+        )
+
+        def encode(text: str) -> list[int]:
+            return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+        with_specials = tokenizer("a", verbose=False).input_ids
+    opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id
+    return Tokenizer(encode, tokenizer.bos_token_id if opens_with_bos else None)
+
+
+def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) -> LoadedModel:
+    """Load the checkpoint for scoring: a folder, a GGUF file, or a Hub id with or without `@revision`.
+
+    Pickle files are never opened.
+    Weights keep the checkpoint's own dtype unless `settings.dtype` names one; rotary tables stay float32. Under
+    torchrun each rank takes a device of its own, and with tensor parallelism a part of every layer (the plan that
+    transformers has for the architecture).
+    Raises BadUsage for an unknown device or dtype and for a tensor parallelism that does not fit, BadCheckpoint when
+    transformers cannot load it or the weights do not fill the model, NoResource when memory runs out.
+    """
+    ranks = parallel.here()
+    check_settings(settings)
+    device = pick_device(settings.device, ranks)
+    tokenizer = tokenizer or load_tokenizer(source, settings)
+    name, extra = _source(source)
+    extra["trust_remote_code"] = settings.trust_remote_code
+    options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
+    if "gguf_file" not in extra:
+        options["use_safetensors"] = True
+    if settings.attn_implementation:
+        options["attn_implementation"] = settings.attn_implementation
+    if settings.device_map:
+        options["device_map"] = settings.device_map
+    with _loading(source):
+        if ranks.tensor > 1:
+            _refuse_shares(source, transformers.AutoConfig.from_pretrained(name, **extra), device, ranks)
+            options["distributed_config"] = DistributedConfig(tp_size=ranks.tensor)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        if settings.device_map is None and ranks.tensor == 1:
+            model = model.to(device)
     _refuse_gaps(source, info)
     if settings.device_map is not None:
         device = model.get_input_embeddings().weight.device
     model.eval().requires_grad_(False)
+    return LoadedModel(model, tokenizer.encode, tokenizer.bos, device, ranks, "gguf_file" in extra)
 
-    def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    with_specials = tokenizer("a", verbose=False).input_ids
-    opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id
-    bos = tokenizer.bos_token_id if opens_with_bos else None
-    return LoadedModel(model, encode, bos, device, "gguf_file" in extra)
+def _attention(text: Any) -> tuple[AttentionKind, ...]:
+    """The kinds of attention of a text config: full, in a sliding window, or none (a layer of another kind)."""
+    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    each = getattr(text, "head_dim", None) or text.hidden_size // heads
+    latent = getattr(text, "kv_lora_rank", None) is not None
+    width = text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim if latent else 2 * each
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
+    reaches = {
+        "full_attention": None,
+        "sliding_attention": getattr(text, "sliding_window", None) or getattr(text, "local_attention", None),
+        "chunked_attention": getattr(text, "attention_chunk_size", None),
+    }
+    return tuple(
+        AttentionKind(kinds.count(kind), heads, width, reach) for kind, reach in reaches.items() if kind in kinds
+    )
+
+
+def shape_of(model: Any) -> Shape:
+    """What the cost of a model depends on, from the shapes of its own parameters; they may lie on the meta device.
+
+    Of experts, a token sees num_experts_per_tok. Towers for images and sound see no text and are only stored.
+    """
+    text = model.config.get_text_config()
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    head = model.get_output_embeddings().weight
+    chosen = getattr(text, "num_experts_per_tok", None) or 1
+    active, widest = 0.0, 0
+    for name, parameter in model.named_parameters():
+        outside = parameter is head or id(parameter) in embeddings or _sees_no_text(name)
+        if parameter.ndim < 2 or outside:
+            continue
+        if ".experts." not in name:
+            active += parameter.numel()
+            widest = max(widest, parameter.shape[0])
+        elif parameter.ndim == 3:
+            active += parameter.numel() * chosen / parameter.shape[0]
+            widest = max(widest, chosen * max(parameter.shape[1:]) // 2)
+        elif name.endswith("weight"):  # a module for each expert, as checkpoints with code of their own have it
+            active += parameter.numel() * chosen / (getattr(text, "num_experts", None) or text.n_routed_experts)
+            widest = max(widest, chosen * parameter.shape[0])
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    return Shape(stored, round(active), head.shape[0], head.shape[1], widest, _attention(text))
+
+
+def without_weights(source: str, settings: Settings) -> tuple[Shape, str]:
+    """(shape, dtype that it would be loaded in) of a checkpoint of which the config alone is read.
+
+    Raises BadCheckpoint as `load` does.
+    """
+    name, extra = _source(source)
+    with _loading(source):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=settings.trust_remote_code, **extra)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+        own = str(getattr(config.get_text_config(), "dtype", None) or config.dtype or "float32")
+        return shape_of(model), own.removeprefix("torch.") if settings.dtype == "auto" else settings.dtype
 
 
 def as_loaded(spec: RopeSpec, length: int | None = None) -> Frequencies:
@@ -194,8 +334,12 @@ def _rotary_modules(model: Any) -> list[Any]:
         module
         for name, module in model.named_modules()
         if any(b == "inv_freq" or b.endswith("_inv_freq") for b, _ in module.named_buffers(recurse=False))
-        and not any(part in name for part in ("vision", "visual", "audio"))
+        and not _sees_no_text(name)
     ]
+
+
+def _sees_no_text(name: str) -> bool:
+    return any(part in name for part in ("vision", "visual", "audio"))
 
 
 def _slots(module: Any, layer_type: str) -> tuple[str, str] | None:

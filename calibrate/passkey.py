@@ -146,18 +146,20 @@ def _row(
     loaded: LoadedModel, source: str, wanted: Method, length: int, asked: tuple[float, list[Question]]
 ) -> PasskeyRow:
     depth, texts = asked
-    answers = [answer(loaded, question) for question in texts]
-    nats = np.array([nats for nats, _ in answers])
+    answers = np.zeros((len(texts), 2))
+    for index in loaded.ranks.mine(len(texts)):
+        answers[index] = answer(loaded, texts[index])
+    nats, right = loaded.ranks.total(answers).T
     tokens = np.array([question.answer for question in texts], dtype=np.int64)
-    found = sum(right for _, right in answers)
-    low, high = proportion_interval(found, len(answers))
+    found = int(right.sum())
+    low, high = proportion_interval(found, len(texts))
     error = standard_error(nats, tokens)
     return PasskeyRow(
         model=source,
         method=wanted.name,
         length=length,
         depth=depth,
-        trials=len(answers),
+        trials=len(texts),
         found=found,
         low=low,
         high=high,

@@ -8,8 +8,8 @@ import functools
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, replace
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +21,21 @@ import torch
 from calibrate import search
 from calibrate.calibration import YARN_LAW, Calibration, Fit, Law, rope_to_json
 from calibrate.corpus import Document, Source, read_texts, split, tokenize
-from calibrate.fit import POSITION_BINS, Found, Observer, Prepared, Request, Task, Tune, fit, interruptible, judge
+from calibrate.fit import (
+    POSITION_BINS,
+    Found,
+    Observer,
+    Prepared,
+    Request,
+    Task,
+    Tune,
+    agreed_signal,
+    fit,
+    interruptible,
+    judge,
+)
 from calibrate.journal import Journal, file_fingerprint
-from calibrate.model import LoadedModel, load, rotating_with
+from calibrate.model import LoadedModel, Tokenizer, check_settings, load, load_tokenizer, rotating_with
 from calibrate.objective import Objective, Space, method
 from calibrate.score import token_nll
 from calibrate.sharing import Sharing, shared
@@ -132,8 +144,28 @@ def prove_alive(loaded: LoadedModel, layer: str, space: Space, document: Documen
         )
 
 
-def prepare(request: Request) -> Prepared:
-    """Load the model once, and cut the text into windows for every factor. What can be refused is refused here."""
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is known of a calibration before any weight is read.
+
+    name    what the model is loaded by
+    layer   the layer type whose embedding is extended
+    plain   that embedding without scaling
+    """
+
+    checkpoint: Checkpoint
+    name: str
+    layer: str
+    plain: RopeSpec
+    tokenizer: Tokenizer
+    sources: tuple[Source, ...]
+    objective: Objective
+    tasks: tuple[Task, ...]
+
+
+def survey(request: Request) -> Survey:
+    """Cut the text into windows for every factor. What can be refused without the weights is refused here."""
+    check_settings(request.settings)
     objective = Objective.parse(request.objective, request.guard)
     checkpoint = read_checkpoint(request.source)
     rope, plain = extensible(checkpoint, request.original_length)
@@ -142,14 +174,22 @@ def prepare(request: Request) -> Prepared:
     texts, sources = read_texts(request.data, request.text_field)
     # a Hub id's path is a cache folder that may hold the config alone
     is_local = checkpoint.path is not None and Path(request.source).exists()
-    loaded = load(str(checkpoint.path) if is_local else request.source, request.settings)
-    encode = functools.cache(loaded.encode)
+    name = str(checkpoint.path) if is_local else request.source
+    tokenizer = load_tokenizer(name, request.settings)
+    encode = functools.cache(tokenizer.encode)
     tasks = []
     for (space, length), edges in zip(wanted, bands, strict=True):
-        corpus = tokenize(texts, encode, length, bos=loaded.bos, windows=request.windows, longest=wanted[0][1])
+        corpus = tokenize(texts, encode, length, bos=tokenizer.bos, windows=request.windows, longest=wanted[0][1])
         found, held = split(corpus.documents[: request.documents], request.validation_fraction, request.seed)
         tasks.append(Task(space, length, edges, corpus, found, held))
-    return Prepared(checkpoint, rope.name, plain, loaded, tuple(sources), objective, tuple(tasks))
+    return Survey(checkpoint, name, rope.name, plain, tokenizer, tuple(sources), objective, tuple(tasks))
+
+
+def prepare(request: Request) -> Prepared:
+    """Survey the text, then load the model once for every factor."""
+    known = survey(request)
+    loaded = load(known.name, request.settings, known.tokenizer)
+    return Prepared(known.checkpoint, known.layer, known.plain, loaded, known.sources, known.objective, known.tasks)
 
 
 def share(budget: Budget, evaluations: int, tasks: Sequence[Task]) -> Budget:
@@ -230,15 +270,18 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     for task in tasks:
         of_gguf = " (a GGUF, de-quantised)" if loaded.dequantised else ""
         observer.say(f"{task.plan}; {loaded.device.type}, {loaded.dtype}{of_gguf}")
+    loaded.ranks.check_same([(task.found, task.held) for task in tasks], "the windows")
     prove_alive(loaded, prepared.layer, tasks[0].space, tasks[0].found[0])
 
     fits: list[Fit] = []
     founds: list[Found] = []
     notes: list[str] = []
     stopped_by = None
-    with closing(Journal(request.journal, _identity(request, prepared), resume=request.resume)) as journal:
+    with closing(
+        Journal(request.journal, _identity(request, prepared), resume=request.resume, ranks=loaded.ranks)
+    ) as journal:
         for index, task in enumerate(tasks):
-            over = request.time_limit is not None and budget.seconds >= request.time_limit
+            over = loaded.ranks.any(request.time_limit is not None and budget.seconds >= request.time_limit)
             if stopped_by is not None or (fits and over):
                 notes.append(f"factor {task.space.factor:g} was left out: the run was stopped before its turn")
                 continue
@@ -272,11 +315,10 @@ def try_sharing(
         each.budget = replace(
             budget, max_evals=None if most is None else each.evaluations + (most - evaluations) // len(trials)
         )
-    with interruptible(*trials) as signals:
-        try:
-            return shared(prepared, founds), signals[0] if signals else None
-        except SearchStopped:
-            return None, signals[0] if signals else None
+    sharing = None
+    with interruptible(*trials) as signals, suppress(SearchStopped):
+        sharing = shared(prepared, founds)
+    return sharing, agreed_signal(prepared.loaded.ranks, signals)
 
 
 def versions() -> Mapping[str, str]:

@@ -146,14 +146,16 @@ def batches(documents: Sequence[Document], windows: int) -> Iterator[Sequence[Do
 def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Bands) -> Floats:
     """Sums of nats, float64 [documents, bands], over all windows of each document.
 
+    Several ranks share the windows, and each has the whole result.
     Raises NoResource when memory runs out even for one window at a time.
     """
     rows = [(index, window) for index, document in enumerate(documents) for window in document.windows]
-    totals = np.zeros((len(documents), len(bands.widths)))
+    mine = loaded.ranks.mine(len(rows))
+    by_row = np.zeros((len(rows), len(bands.widths)))
     batch = windows_at_once(bands.edges[-1], loaded.device)
-    start = 0
-    while start < len(rows):
-        chosen = rows[start : start + batch]
+    start = mine.start
+    while start < mine.stop:
+        chosen = rows[start : min(start + batch, mine.stop)]
         try:
             with torch.no_grad():
                 ids = torch.tensor([window[: bands.edges[-1]] for _, window in chosen], device=loaded.device)
@@ -161,17 +163,21 @@ def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Band
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(chosen) == 1:
+            # ranks that hold one model between them must go on in step
+            if len(chosen) == 1 or loaded.ranks.tensor > 1:
                 raise NoResource(
                     f"out of memory on one window of {bands.edges[-1]} tokens",
                     hint="try --dtype bfloat16, a smaller --target-length, or --device-map auto",
                 ) from error
             batch = len(chosen) // 2
             continue
-        for (index, _), row in zip(chosen, losses, strict=True):
-            for band, (low, high) in enumerate(zip(bands.edges, bands.edges[1:], strict=False)):
-                totals[index, band] += row[low - 1 : high - 1].sum()
+        for offset, row in enumerate(losses):
+            by_row[start + offset] = [row[low - 1 : high - 1].sum() for low, high in bands.spans]
         start += len(chosen)
+    totals = np.zeros((len(documents), len(bands.widths)))
+    # a window's sums come from one rank and are added in one order, so that the ranks are not seen in the result
+    for (index, _), sums in zip(rows, loaded.ranks.total(by_row), strict=True):
+        totals[index] += sums
     return totals
 
 

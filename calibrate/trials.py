@@ -55,6 +55,7 @@ class Trials:
 
     documents  in the order in which the search looks at them
     observe    called with every new trial, the best so far, and the passes over the calibration set done
+    agreed     whether any process of the run wants to stop, given whether this one does
 
     Set `stopped` to end the search at its next question, `reserve` to keep so many trials for `settling`, and `budget`
     to give it another one.
@@ -69,6 +70,7 @@ class Trials:
         bands: Bands,
         budget: Budget,
         observe: Callable[[Trial, Trial, float], None],
+        agreed: Callable[[bool], bool] = bool,
     ) -> None:
         self._nats_of = nats_of
         self._documents = documents
@@ -78,6 +80,7 @@ class Trials:
         self._tokens = tokens_by_band(documents, bands)
         self.budget = budget
         self._observe = observe
+        self._agreed = agreed
         self._known: dict[Frequencies, Floats] = {}
         self._answers: dict[tuple[Frequencies, int], float] = {}
         self.trials: list[Trial] = []
@@ -148,9 +151,9 @@ class Trials:
     @property
     def over(self) -> bool:
         """Whether it was stopped, or the time is over."""
-        budget = self.budget
-        return self.stopped or (budget.time_limit is not None and budget.seconds >= budget.time_limit)
+        limit = self.budget.time_limit
+        return self._agreed(self.stopped or (limit is not None and self.budget.seconds >= limit))
 
     def _spent(self) -> bool:
         most = self.budget.max_evals
-        return self.over or (most is not None and self.evaluations + self.reserve >= most)
+        return (most is not None and self.evaluations + self.reserve >= most) or self.over

@@ -4,7 +4,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +31,7 @@ from ropecli.spec import LARGEST, SMALLEST, RopeSpec
 if TYPE_CHECKING:
     from calibrate.calibration import Calibrated
     from calibrate.evaluation import Request
+    from calibrate.passkey import PasskeyRow
     from ropecli.conversion import Conversion
     from ropecli.tables import BakeRequest
 
@@ -44,6 +47,10 @@ app = typer.Typer(
     epilog="The whole job in one line: ropecli calibrate M --data F --factor 4 | ropecli convert M -o OUT --from -",
 )
 INTERRUPTED = 130
+SHARED = ("calibrate", "evaluate")
+"""Verbs that several processes of a torchrun can do together."""
+PATIENCE = 2.0
+"""Seconds that a process of a torchrun leaves to the first one for saying what went wrong."""
 
 
 def _version(wanted: bool) -> None:
@@ -215,6 +222,18 @@ def calibrate_command(
     time_limit: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the search after this long.")
     ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only",
+            help="Say what it would cost, from the config and the text alone: passes, operations, memory, with --flops "
+            "the time. No weight is read, nothing is scored or written.",
+        ),
+    ] = False,
+    flops: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="--plan-only: operations a second that one process sustains, as 400T."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the split into search and held-out documents.")] = 0,
     text_field: options.TextField = "text",
     output: Annotated[
@@ -237,6 +256,7 @@ def calibrate_command(
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     attn_implementation: options.AttnImplementation = None,
+    tensor_parallel: options.TensorParallel = 1,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -254,7 +274,9 @@ def calibrate_command(
     m that were found. The calibration file then serves the largest factor; the others are under `fits`.
     """
     del debug
-    _check_outputs({"--output": output, "--report": report, "--plot": plot}, force=force)
+    quiet = quiet or not _speaks()
+    if _speaks() and not plan_only:
+        _check_outputs({"--output": output, "--report": report, "--plot": plot}, force=force)
     if earlier is not None:
         if data or output or factor or target_length or (report is None and plot is None):
             raise BadUsage("it goes with --report and --plot, and not with what a search needs", where="--from")
@@ -270,8 +292,13 @@ def calibrate_command(
     _one_of("--tune", tune, ("yarn", "temperature", "factors"))
     if resume and output is None:
         raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
+    if tune == "factors" and tensor_parallel > 1:
+        raise BadUsage("--tune factors needs gradients, and a model in parts has none here", where="--tensor-parallel")
+    if flops is not None and not plan_only:
+        raise BadUsage("the rate is for the plan", where="--flops", hint="give --plan-only, too")
+    rate = None if flops is None else options.rate(flops, "--flops")
     _quiet_libraries(verbose=verbose)
-    with render.data_only(), render.TrialLog(quiet=quiet) as log:
+    with render.data_only(), _ranks(tensor_parallel, data, output), render.TrialLog(quiet=quiet) as log:
         from calibrate import run  # noqa: PLC0415 - torch takes seconds
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
         from calibrate.journal import journal_path  # noqa: PLC0415
@@ -297,9 +324,22 @@ def calibrate_command(
             text_field=text_field,
             journal=journal,
             resume=resume,
-            settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
+            settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code, tensor_parallel),
         )
-        calibration, signal_number = run.calibrate(request, run.Observer(log.say, log.expect, log.trial))
+        if plan_only:
+            from calibrate.plan import plan_of  # noqa: PLC0415
+
+            plan = plan_of(request, rate)
+        else:
+            calibration, signal_number = run.calibrate(request, run.Observer(log.say, log.expect, log.trial))
+    if not _speaks():
+        return
+    if plan_only:
+        if as_json:
+            render.emit_json(plan.to_json())
+        else:
+            render.show_cost(plan)
+        return
     content = {**calibration.to_json(), "command": _command_line(context)}
     if output is None or as_json:
         if as_json:
@@ -315,6 +355,24 @@ def calibrate_command(
         _draw_calibration(content, str(output or "the calibration"), read_checkpoint(model), report, plot)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
+
+
+def _speaks() -> bool:
+    """Whether this is the one process of a torchrun that talks and writes; a process without a torchrun is."""
+    started_by_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+    return not started_by_torchrun or int(os.environ["RANK"]) == 0
+
+
+@contextmanager
+def _ranks(tensor_parallel: int, data: Sequence[str], output: Path | None) -> Iterator[None]:
+    """Inside the block the processes of a torchrun work together."""
+    from calibrate.parallel import joined  # noqa: PLC0415 - torch takes seconds
+
+    kept = "the scores so far are kept: run it again with --resume"
+    with joined(tensor_parallel, hint="run it again" if output is None else kept) as ranks:
+        if ranks.size > 1 and "-" in data:
+            raise BadUsage("standard input cannot be read by several processes", where="--data", hint="give files")
+        yield
 
 
 def _check_output_file(output: Path, *, force: bool) -> None:
@@ -782,6 +840,7 @@ def evaluate_command(
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     attn_implementation: options.AttnImplementation = None,
+    tensor_parallel: options.TensorParallel = 1,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -802,9 +861,12 @@ def evaluate_command(
         )
     if not data and not passkey:
         raise BadUsage("Missing option '--data'.", hint="ropecli evaluate --help")
+    quiet = quiet or not _speaks()
     _quiet_libraries(verbose=verbose)
-    _check_outputs({"--plot": plot, "--report": report}, force=force)
-    with render.data_only():
+    if _speaks():
+        _check_outputs({"--plot": plot, "--report": report}, force=force)
+    sources: list[Any] = []
+    with render.data_only(), _ranks(tensor_parallel, data or (), None):
         from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
         from calibrate.model import Settings  # noqa: PLC0415
 
@@ -822,18 +884,20 @@ def evaluate_command(
             by_position=window is not None or plot is not None or (report is not None and protocol == "full"),
             protocol=protocol,
             stride=None if stride is None else options.length(stride, "--stride"),
-            settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code),
+            settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code, tensor_parallel),
         )
-    if passkey:
-        _retrieve(request, trials, as_json=as_json, quiet=quiet)
+        if passkey:
+            found = _retrieve(request, trials, quiet=quiet)
+        else:
+            rows = evaluation.evaluate(
+                request,
+                lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
+            )
+    if not _speaks():
         return
-    sources: list[Any] = []
-    with render.data_only():
-        rows = evaluation.evaluate(
-            request,
-            lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
-            sources.extend,
-        )
+    if passkey:
+        _show_passkeys(found, as_json=as_json)
+        return
     if as_json:
         for row in rows:
             render.emit_json(render.row_to_json(row))
@@ -856,17 +920,19 @@ def evaluate_command(
         write_text_whole(evaluation_page(lines, checkpoints, data_files, versions(), _command_line(context)), report)
 
 
-def _retrieve(request: "Request", trials: int, *, as_json: bool, quiet: bool) -> None:
-    with render.data_only():
-        from calibrate.passkey import retrieve  # noqa: PLC0415 - torch takes seconds
+def _retrieve(request: "Request", trials: int, *, quiet: bool) -> "tuple[PasskeyRow, ...]":
+    from calibrate.passkey import retrieve  # noqa: PLC0415 - torch takes seconds
 
-        rows = retrieve(
-            request,
-            trials,
-            lambda row: render.say(
-                f"{row.model} {row.method} {row.length} at {row.depth:.0%}: {row.found} of {row.trials}", quiet=quiet
-            ),
-        )
+    return retrieve(
+        request,
+        trials,
+        lambda row: render.say(
+            f"{row.model} {row.method} {row.length} at {row.depth:.0%}: {row.found} of {row.trials}", quiet=quiet
+        ),
+    )
+
+
+def _show_passkeys(rows: "tuple[PasskeyRow, ...]", *, as_json: bool) -> None:
     if as_json:
         for row in rows:
             render.emit_json(render.passkey_to_json(row))
@@ -905,6 +971,10 @@ def _run(arguments: list[str]) -> int:
             _traceback(error)
     else:
         return result if isinstance(result, int) else 0
+    if not _speaks() and _verb(arguments).strip() in SHARED:
+        # torchrun ends the first process once another one is gone, and that one has the same to say
+        time.sleep(PATIENCE)
+        return failure.exit_status
     try:
         render.show_error(failure, as_json=as_json, findings=failure.findings)
     except render.ReaderGone:

@@ -1,5 +1,6 @@
 """The options of the command line: each is declared once, so that it reads the same in every verb."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -9,6 +10,8 @@ import typer
 from ropecli.errors import BadUsage
 
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM]?)")
+_RATE = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([GTP]?)", re.IGNORECASE)
+_SCALE = {"": 1.0, "G": 1e9, "T": 1e12, "P": 1e15}
 _UNIT = {"": 1, "k": 1024, "m": 1024 * 1024}
 
 
@@ -24,6 +27,15 @@ def length(text: str, option: str) -> int:
 def lengths(text: str, option: str) -> tuple[int, ...]:
     """Comma-separated lengths. Raises BadUsage."""
     return tuple(length(part, option) for part in text.split(",") if part.strip())
+
+
+def rate(text: str, option: str) -> float:
+    """`400T`, `1.5P` or `4e14` in operations a second. Raises BadUsage."""
+    match = _RATE.fullmatch(text.strip())
+    found = float(match[1]) * _SCALE[match[2].upper()] if match else 0.0
+    if not 0 < found < math.inf:
+        raise BadUsage(f"expected operations a second, found {text!r}", where=option, hint="for example 400T or 4e14")
+    return found
 
 
 def names(text: str | None) -> tuple[str, ...]:
@@ -84,6 +96,15 @@ DeviceMap: TypeAlias = Annotated[
 AttnImplementation: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Attention of transformers: sdpa, eager, flash_attention_2, …", rich_help_panel=MODEL),
+]
+TensorParallel: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Under torchrun: so many processes hold one model together, a part of each layer in each of them.",
+        rich_help_panel=MODEL,
+    ),
 ]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,

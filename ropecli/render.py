@@ -20,6 +20,7 @@ from ropecli.inspection import Change, Inspection, RuntimeRow, baked_to_json, fi
 from ropecli.spec import LayerRope
 
 if TYPE_CHECKING:
+    from calibrate.plan import Plan
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -391,6 +392,41 @@ def _conversion_document(conversion: "Conversion | GgufConversion", receipt: "Re
         "notes": list(conversion.notes),
         "verified": receipt is not None,
     }
+
+
+def _big(number: float, unit: str) -> str:
+    """`1.23 PFLOP`, `940 MB`: three digits and a prefix."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if number < 999.5:
+            return f"{number:.3g} {prefix}{unit}"
+        number /= 1000
+    return f"{number:,.3g} E{unit}"
+
+
+def show_cost(plan: "Plan") -> None:
+    """What a calibration will cost: a line a factor, then memory and time."""
+    active = f", {_big(plan.shape.active, '').rstrip()} met by a token" if plan.shape.sparse else ""
+    title = f"{plan.source}: {_big(plan.shape.parameters, '').rstrip()} parameters{active}, {plan.dtype}"
+    table = _plain_table("factor", "window", "search", "held out", "passes", "one pass", "in all", title=title)
+    for part in plan.factors:
+        search, held = (f"{part_.windows:,} × {part.length:,}" for part_ in (part.searched, part.held_out))
+        flops = [_big(number, "FLOP") for number in (part.pass_flops, part.flops)]
+        table.add_row(f"{part.factor:g}", f"{part.length:,}", search, held, f"{part.passes:.1f}", *flops)
+    emit_table(table)
+    memory = plan.memory
+    parts = [("weights", memory.weights), ("activations", memory.activations), ("logits", memory.logits)]
+    parts += [("attention scores", memory.attention)] if memory.attention else []
+    listed = ", ".join(f"{name} {_big(number, 'B')}" for name, number in parts)
+    at_once = f"{plan.windows_at_once} window{'s' if plan.windows_at_once > 1 else ''} at once"
+    emit(f"memory of a process: {_big(memory.total, 'B')} ({listed}), {at_once}\n")
+    if plan.hours is not None and plan.rate is not None:
+        emit(f"time: {_hours(plan.hours)} of one process at {_big(plan.rate, 'FLOP/s')}, divided by their number\n")
+
+
+def _hours(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.1f} seconds"
 
 
 class TrialLog:
