@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import inspect
 import json
 import random
 import statistics
@@ -29,9 +28,10 @@ import numpy as np
 import torch
 
 from benchmarks import genetic
-from calibrate import gradient, polish, search
+from calibrate import polish, search
 from calibrate.corpus import Document
 from calibrate.fit import GRADIENT_COST, Prepared, Request, Task, find, scorer
+from calibrate.gradient import SlopeOf, slope
 from calibrate.journal import Journal, file_fingerprint
 from calibrate.objective import Point, method
 from calibrate.run import prepare
@@ -43,9 +43,9 @@ from ropecli.frequencies import Frequencies, base_frequencies, frequencies
 DATA = ("examples/text/calibration", "examples/text/heldout")
 TEMPERATURES = {4.0: (1.06, 1.1, 1.02, 0.98, 1.19, 0.94), 8.0: (1.1, 1.15, 1.05, 1.0, 1.26, 0.95)}
 """Factor → attention factors at which the exhaustive search scores the lattice, after the default."""
-NEAR, BEST, REFINED, REFINEMENTS = 0.15, 12, 3, 8
+NEAR, BEST, REFINED, REFINEMENTS, STEP = 0.15, 12, 3, 8, 0.02
 """The exhaustive search goes on with cells this many nats from the best, this many at every temperature, and refines
-the temperature of this many by so many trials."""
+the temperature of this many by so many trials, from such a step on."""
 TPE_TRIALS = 100
 WITHIN, AT_MOST, FIFTIETH, EXTRA = 0.002, 15, 50, 110
 OWN, TRUTH, GENETIC, FACTORS = "this search", "exhaustive", "genetic", "factors"
@@ -58,7 +58,7 @@ class Problem:
     prepared: Prepared
     task: Task
     nats_of: NatsOf
-    folder: Path
+    slope_of: SlopeOf
     seed: int
     found: tuple[Document, ...]
     held: tuple[Document, ...]
@@ -111,7 +111,6 @@ def exhaustive(problem: Problem) -> Outcome:
     trials, space, count = problem.trials(), problem.task.space, len(problem.found)
     default = space.default
     second, *more = TEMPERATURES[space.factor]
-    grid = sorted([default.attention_factor, second, *more])
     best: dict[tuple[int, int], tuple[float, Point]] = {}
 
     def look(cell: tuple[int, int], m: float) -> None:
@@ -126,11 +125,10 @@ def exhaustive(problem: Problem) -> Outcome:
     for cell in sorted(best, key=best.__getitem__)[:BEST]:
         for m in more:
             look(cell, m)
-    ends = []
-    for _, point in sorted(best.values())[:REFINED]:
-        place = grid.index(point.attention_factor)
-        bounds = grid[max(place - 1, 0)], grid[min(place + 1, len(grid) - 1)]
-        ends.append(search.temperature(trials.loss, space, point, count, bounds, REFINEMENTS))
+    ends = [
+        search.temperature(trials.loss, space, point, count, step=STEP, trials=REFINEMENTS)
+        for _, point in sorted(best.values())[:REFINED]
+    ]
     return _outcome(problem, trials, min(ends, key=lambda point: trials.loss(point, count)))
 
 
@@ -187,20 +185,22 @@ def longrope(problem: Problem) -> Outcome:
 
 
 def divisors(problem: Problem) -> Outcome:
-    """`--tune factors`: this search, then the exact slope. Gradients are no scores, so their result is kept apart."""
+    """`--tune factors`: this search, then the exact slope."""
     own = run(OWN, problem)
-    prepared, task = problem.prepared, problem.task
-    sources = [inspect.getsource(part) for part in (polish, gradient, search.divisors)]
-    content = repr((sources, task.space, own.point, [document.name for document in problem.found]))
-    kept = problem.folder / f"factors-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
-    if not kept.exists():
-        spec = replace(prepared.plain, scaling=task.space.scaling(own.point), max_length=task.length)
-        place = (prepared.loaded, prepared.layer, task.space, spec, problem.found, task.bands, prepared.objective)
-        finer, gradients = polish.divisors(*place, lambda _: None)
-        table = frequencies(finer)
-        kept.write_text(json.dumps([table.inv_freq, table.attention_factor, gradients]))
-    inv_freq, m, gradients = json.loads(kept.read_text())
-    return Outcome(Frequencies(tuple(inv_freq), m), None, own.passes + GRADIENT_COST * gradients, ())
+    task = problem.task
+    spec = replace(problem.prepared.plain, scaling=task.space.scaling(own.point), max_length=task.length)
+    quiet: Callable[[str], None] = lambda _: None  # noqa: E731
+    finer = polish.divisors(
+        problem.slope_of,
+        task.space,
+        spec,
+        problem.found,
+        task.bands,
+        problem.prepared.objective,
+        quiet,
+        lambda: False,
+    )
+    return Outcome(frequencies(finer.spec), None, own.passes + GRADIENT_COST * finer.gradients, ())
 
 
 SEARCHES: dict[str, Callable[[Problem], Outcome]] = {
@@ -266,15 +266,6 @@ def measure(name: str, problem: Problem) -> Result:
     )
     tokens = tokens_by_band(held, bands)[:, beyond].sum(axis=1)
     return Result(outcome, problem.loss(problem.trials(), outcome.table), after, before, tokens)
-
-
-def one_at_a_time(nats_of: NatsOf) -> NatsOf:
-    """The same scorer, a document a call: so a score is found again whatever the draw. The numbers are the same."""
-
-    def scored(table: Frequencies, documents: Sequence[Document]) -> Floats:
-        return np.concatenate([nats_of(table, [document]) for document in documents])
-
-    return scored
 
 
 def draw(documents: Sequence[Document], count: int, seed: int) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
@@ -378,9 +369,11 @@ def main() -> None:
         place = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
         journal = Journal(given.folder / f"s{factor:g}-{place}.journal", identity, resume=True)
         with contextlib.closing(journal):
-            score = one_at_a_time(journal.remembering(scorer(prepared.loaded, prepared.layer, task.bands)))
+            # a document at a time, so that a score is found again whatever the draw
+            nats_of = journal.remembering(scorer(prepared.loaded, prepared.layer, task.bands), 1)
+            slope_of = journal.remembering_slopes(functools.partial(slope, prepared.loaded, prepared.layer), 1)
             problems = [
-                Problem(prepared, task, score, given.folder, seed, *draw(task.corpus.documents, given.documents, seed))
+                Problem(prepared, task, nats_of, slope_of, seed, *draw(task.corpus.documents, given.documents, seed))
                 for seed in range(given.seeds)
             ]
             results = {
