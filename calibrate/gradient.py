@@ -1,8 +1,8 @@
 """The exact slope of the loss with respect to the rotary table: one backward pass, no gradients of weights.
 
 All layers share one small table, so the slope costs a forward pass and the backward pass through the activations,
-whatever the number of parameters. The backbone's layers are recomputed in the backward pass instead of kept, and the
-head is taken a slice at a time, so a window's activations and logits are never in memory together.
+whatever the number of parameters. What the backbone's layers keep for the backward pass is bounded: the rest is run
+again. The head is taken a slice at a time, so a window's activations and logits are never in memory together.
 """
 
 import contextlib
@@ -20,6 +20,9 @@ from calibrate.model import LoadedModel, is_out_of_memory, rotating_with
 from calibrate.score import Bands, Floats, sliced_nll
 from ropecli.errors import Inconclusive, NoResource
 from ropecli.frequencies import Frequencies
+
+KEPT_BYTES = 2**30
+"""What the layers keep of a batch for the backward pass, before layers are run again instead."""
 
 NO_GRADIENT = "no gradient comes through this model's rotary embedding"
 
@@ -48,13 +51,33 @@ SlopeOf = Callable[[Frequencies, Sequence[Document], Bands, Sequence[float]], Sl
 
 @contextlib.contextmanager
 def _recomputing(model: Any) -> Iterator[None]:
-    """Inside the block, the layers of the backbone keep their inputs alone and are run again in the backward pass."""
+    """Inside the block, once the layers of the backbone keep `KEPT_BYTES`, the others keep their inputs alone.
+
+    Those are run again in the backward pass, which then costs a forward pass more.
+    """
     backbone = getattr(model, model.base_model_prefix)
     layers = list(getattr(backbone, "layers", None) or getattr(backbone, "h", None) or ())
     # a model that is spread over devices has forwards of its own in its layers
     had = [layer.__dict__.get("forward") for layer in layers]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    def forward(original: Callable[..., Any], first: bool, *args: Any, **kwargs: Any) -> Any:
+        if first:
+            kept.clear()
+        if sum(kept.values()) >= KEPT_BYTES:
+            return checkpoint(original, *args, use_reentrant=False, **kwargs)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return original(*args, **kwargs)
+
     for layer in layers:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = functools.partial(forward, layer.forward, layer is layers[0])
     try:
         yield
     finally:

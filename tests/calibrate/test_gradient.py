@@ -1,6 +1,5 @@
 """`calibrate.gradient`: the slope of the loss is its derivative, whatever the architecture and the memory."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -67,13 +66,14 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("family", [*FAMILIES, *NESTED])
 def test_the_slope_is_the_central_difference(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For every pair and for m, in float64, through recomputed layers and sliced heads."""
+    """For every pair and for m, in float64, through kept and recomputed layers and sliced heads."""
     configured = config(family)
     configured._experts_implementation = "eager"  # the fused one has no float64
     model, layer = build(configured).double(), layer_of(family)
     table = table_of(model, layer)
     in_float64(monkeypatch)
     monkeypatch.setattr(score, "CHUNK_ENTRIES", 7 * VOCABULARY * 2)
+    monkeypatch.setattr(gradient, "KEPT_BYTES", 1)
     found = slope(loaded(model), layer, table, DOCUMENTS, BANDS, WEIGHTS)
     at = np.array([*table.inv_freq, table.attention_factor])
     assert found.nats == pytest.approx(weighted(model, layer, at), rel=1e-9)
@@ -88,7 +88,7 @@ def test_the_slope_is_the_central_difference(family: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3_moe", "gemma3", "deepseek_v3"])
 def test_layers_are_run_again_instead_of_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each layer runs a second time in the backward pass, and the slope is that of kept activations."""
+    """Without room for it each layer runs a second time in the backward pass; the slope is that of kept ones."""
     model, layer = build(config(family)), layer_of(family)
     layers = getattr(model, model.base_model_prefix).layers
     runs: list[int] = []
@@ -97,19 +97,38 @@ def test_layers_are_run_again_instead_of_kept(family: str, monkeypatch: pytest.M
     inner.register_forward_hook(lambda *_: runs.append(1))
     before, tables = logits(model, random_ids(1, 24)), {k: t.clone() for k, t in rotary_tables(model).items()}
     runs.clear()
+    monkeypatch.setattr(gradient, "KEPT_BYTES", 0)
     found = slope(loaded(model), layer, table_of(model, layer), DOCUMENTS, BANDS, WEIGHTS)
     assert runs.count(1) == 2 * runs.count(0) == 2
     assert torch.equal(logits(model, random_ids(1, 24)), before)
     assert all(torch.equal(t, tables[k]) for k, t in rotary_tables(model).items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any("forward" in each.__dict__ for each in layers)
-    monkeypatch.setattr(gradient, "_recomputing", lambda _: contextlib.nullcontext())
+    monkeypatch.undo()
     runs.clear()
     kept = slope(loaded(model), layer, table_of(model, layer), DOCUMENTS, BANDS, WEIGHTS)
     assert runs.count(1) == runs.count(0) == 1
     assert found.nats == pytest.approx(kept.nats, rel=1e-6)
     assert found.inv_freq == pytest.approx(kept.inv_freq, rel=1e-4)
     assert found.attention_factor == pytest.approx(kept.attention_factor, rel=1e-4)
+
+
+@pytest.mark.parametrize(("room", "again"), [(0, 3), (1, 2), (2**30, 0)])
+def test_layers_are_kept_while_there_is_room(room: int, again: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is counted for each batch anew, weights do not count, and nothing but the cost depends on it."""
+    model = build(config("llama", num_hidden_layers=3))
+    runs: list[int] = []
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.register_forward_hook(lambda *_: runs.append(1))
+    monkeypatch.setattr(gradient, "windows_at_once", lambda *_: 2)
+    monkeypatch.setattr(gradient, "KEPT_BYTES", room)
+    found = slope(loaded(model), "default", table_of(model, "default"), DOCUMENTS, BANDS, WEIGHTS)
+    batches = 2
+    assert len(runs) == batches * (3 + again)
+    monkeypatch.setattr(gradient, "KEPT_BYTES", 2**40)
+    kept = slope(loaded(model), "default", table_of(model, "default"), DOCUMENTS, BANDS, WEIGHTS)
+    assert found.nats == kept.nats
+    assert np.array_equal(found.inv_freq, kept.inv_freq)
 
 
 def test_a_slope_is_the_sum_over_its_documents() -> None:
