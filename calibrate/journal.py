@@ -61,7 +61,9 @@ class Journal:
         self._known = _read(path, identity) if resume and path.exists() else {}
         complete = "".join(_line({"key": key, "nats": nats}) for key, nats in self._known.items())
         stage = path.with_name(path.name + ".partial")
-        stage.write_text(_line({"kind": KIND, "schema_version": 1, "identity": dict(identity)}) + complete, "utf-8")
+        stage.unlink(missing_ok=True)  # of a run that was killed, or a link that leads elsewhere
+        with stage.open("x", encoding="utf-8") as file:
+            file.write(_line({"kind": KIND, "schema_version": 1, "identity": dict(identity)}) + complete)
         stage.replace(path)
         self._file: TextIO = path.open("a", encoding="utf-8")
 
@@ -90,10 +92,13 @@ def _line(data: Mapping[str, Any]) -> str:
 
 def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
         lines = path.read_text("utf-8").split("\n")[:-1]
         header, *entries = [json.loads(line) for line in lines]
         had = dict(header["identity"]) if header["kind"] == KIND else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known = {str(entry["key"]): _table(entry["nats"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadCalibration("not a journal of a calibration", where=str(path), hint="run without --resume") from error
     changed = None if had is None else [key for key in identity if had.get(key) != identity[key]]
     if changed is None or changed:
@@ -103,4 +108,11 @@ def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             where=str(path),
             hint="resume with the same checkpoint, text and settings, or start again without --resume",
         )
-    return {entry["key"]: entry["nats"] for entry in entries}
+    return known
+
+
+def _table(nats: Any) -> Any:
+    """Nats [documents, bands] as they were written. Raises ValueError and TypeError for anything else."""
+    if np.array(nats, dtype=np.float64).ndim != 2:
+        raise ValueError("expected a list of lists of numbers")
+    return nats

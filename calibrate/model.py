@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from ropecli.checkpoint import read_json, tensor_headers
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Linear, Plain, RopeSpec, Yarn
@@ -104,6 +105,26 @@ def _refuse_gaps(source: str, info: Mapping[str, Any]) -> None:
         )
 
 
+def _check_before_loading(name: str) -> None:
+    """Refuse what transformers would spend minutes on, or fail on far from the cause. Looks at headers alone.
+
+    A folder whose config promises more layers than its weights have tensors is none; broken headers are named.
+    """
+    folder = Path(name)
+    config_path = folder / "config.json"
+    if not folder.is_dir() or not config_path.is_file():
+        return
+    config, _ = read_json(config_path)
+    tensors = tensor_headers(folder)
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(tensors):
+        raise BadCheckpoint(
+            f"promises {layers:,} layers, the weights have {len(tensors):,} tensors",
+            where=f"{config_path}: num_hidden_layers",
+            hint="the config and the weights belong to different models",
+        )
+
+
 def load(source: str, settings: Settings) -> LoadedModel:
     """Load the checkpoint for scoring: a folder, a GGUF file, or a Hub id with or without `@revision`.
 
@@ -116,11 +137,19 @@ def load(source: str, settings: Settings) -> LoadedModel:
         raise BadUsage(f"unknown dtype {settings.dtype!r}", where="--dtype", hint=f"auto, {', '.join(DTYPES)}")
     device = pick_device(settings.device)
     name, extra = _source(source)
+    if "gguf_file" not in extra:
+        _check_before_loading(name)
     extra["trust_remote_code"] = settings.trust_remote_code
     options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
     if "gguf_file" not in extra:
         options["use_safetensors"] = True
     if settings.attn_implementation:
+        if "/" in settings.attn_implementation and not settings.trust_remote_code:
+            raise BadUsage(
+                f"{settings.attn_implementation!r} is code from the Hub",
+                where="--attn-implementation",
+                hint="--trust-remote-code lets it run",
+            )
         options["attn_implementation"] = settings.attn_implementation
     if settings.device_map:
         options["device_map"] = settings.device_map
@@ -146,8 +175,17 @@ def load(source: str, settings: Settings) -> LoadedModel:
         device = model.get_input_embeddings().weight.device
     model.eval().requires_grad_(False)
 
+    rows = int(model.get_input_embeddings().num_embeddings)
+
     def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        ids = list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        if max(ids, default=0) >= rows:
+            raise BadCheckpoint(
+                f"the tokenizer gives token {max(ids)}, the model has the tokens 0 to {rows - 1}",
+                where=source,
+                hint="tokenizer.json belongs to another model, or tokens were added without resizing the embeddings",
+            )
+        return ids
 
     with_specials = tokenizer("a", verbose=False).input_ids
     opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id

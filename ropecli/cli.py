@@ -1,8 +1,12 @@
 """The command line: parse, call, render. Every rule about output and exit status for all verbs is here."""
 
+import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +16,7 @@ import typer
 
 from ropecli import __version__, options, render
 from ropecli.checkpoint import Checkpoint, read_checkpoint
-from ropecli.errors import BadCalibration, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
+from ropecli.errors import BadUsage, CheckFailed, NoResource, OutputExists, RopeError
 from ropecli.inspection import (
     broken_findings,
     differences,
@@ -240,9 +244,12 @@ def calibrate_command(
     if output is not None:
         _check_output_file(output, force=force)
     _one_of("--tune", tune, ("yarn", "temperature", "factors"))
+    _no_nan({"--guard": guard, "--time-limit": time_limit, "--validation-fraction": validation_fraction})
     if resume and output is None:
         raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
     _quiet_libraries(verbose=verbose)
+    if trust_remote_code:
+        _name_remote_code([model])
     with render.data_only(), render.TrialLog(quiet=quiet) as log:
         from calibrate import run  # noqa: PLC0415 - torch takes seconds
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
@@ -292,6 +299,8 @@ def _check_output_file(output: Path, *, force: bool) -> None:
         raise BadUsage("the folder to write into does not exist", where=str(output.parent))
     if output.is_dir():
         raise BadUsage("expected a file, found a folder", where=str(output))
+    if output.exists() and not output.is_file():
+        raise BadUsage("is a device or a pipe, which is never replaced", where=str(output), hint="name a file")
     if output.exists() and not force:
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if not os.access(output.parent, os.W_OK):
@@ -307,8 +316,31 @@ def _check_figure(path: Path, *, force: bool) -> None:
         raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"')
 
 
+def _name_remote_code(models: Sequence[str]) -> None:
+    """Say on standard error, --quiet or not, which files --trust-remote-code will run."""
+    from ropecli.remote_code import files_that_would_run  # noqa: PLC0415
+
+    for model in models:
+        files = files_that_would_run(read_checkpoint(model))
+        render.say(f"--trust-remote-code runs code of {model}: {', '.join(files) or 'none that its configs name'}")
+
+
 def _quiet_libraries(*, verbose: bool) -> None:
-    """Library noise belongs to -v; the user's own environment wins."""
+    """Library noise belongs to -v; the user's own environment wins.
+
+    What libraries log and warn of may quote a file: its control characters are made visible.
+    """
+    import logging  # noqa: PLC0415 - only what loads libraries needs it
+
+    record = logging.getLogRecordFactory()
+
+    def escaped(*details: Any, **more: Any) -> logging.LogRecord:
+        made = record(*details, **more)
+        made.msg, made.args = "\n".join(map(render.printable, made.getMessage().split("\n"))), ()
+        return made
+
+    logging.setLogRecordFactory(escaped)
+    logging.captureWarnings(capture=True)
     if not verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -578,6 +610,13 @@ def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
         raise BadUsage(f"unknown {value!r}", where=option, hint=f"known: {', '.join(known)}")
 
 
+def _no_nan(values: Mapping[str, float | None]) -> None:
+    """A limit that is no number passes every comparison with one."""
+    for option, value in values.items():
+        if value is not None and value != value:  # noqa: PLR0124 - NaN alone differs from itself
+            raise BadUsage("expected a number, found nan", where=option)
+
+
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     if text is None:
         return None
@@ -588,18 +627,11 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 
 def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet: bool) -> dict[str, RopeSpec]:
-    from calibrate.calibration import read_calibration  # noqa: PLC0415
+    from calibrate.calibration import calibration_text, read_calibration  # noqa: PLC0415
     from ropecli.conversion import chosen_layers, extended  # noqa: PLC0415
 
     where = "standard input" if source == "-" else source
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise BadCalibration(
-            f"cannot be read ({reason})", where=where, hint="check the path given to --from"
-        ) from error
-    found = read_calibration(text, where)
+    found = read_calibration(calibration_text(source), where)
     intent = {}
     for rope in chosen_layers(checkpoint, layers):
         try:
@@ -703,11 +735,14 @@ def evaluate_command(
             where="--passkey",
             hint="leave out --data, --window, --plot, --protocol and --stride",
         )
+    _no_nan({"--factor": factor})
     if not data and not passkey:
         raise BadUsage("Missing option '--data'.", hint="ropecli evaluate --help")
     _quiet_libraries(verbose=verbose)
     if plot is not None:
         _check_figure(plot, force=force)
+    if trust_remote_code:
+        _name_remote_code(models)
     with render.data_only():
         from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
         from calibrate.model import Settings  # noqa: PLC0415
@@ -770,7 +805,44 @@ def _retrieve(request: "Request", trials: int, *, as_json: bool, quiet: bool) ->
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the status that the contract gives."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(_run(arguments))
+    with render.steady_streams(), _ending_on_signals():
+        status = _run(arguments)
+    sys.exit(status)
+
+
+class _Ended(BaseException):
+    """A signal asks the program to end; what is being written is taken back on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status = 128 + number
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP unwind the program; a second one does not disturb that.
+
+    A signal that is already ignored (nohup) or handled stays so.
+    """
+
+    def end(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        raise _Ended(number)
+
+    ours = [
+        number
+        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+        if number is not None
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(arguments: list[str]) -> int:
@@ -792,6 +864,12 @@ def _run(arguments: list[str]) -> int:
             _traceback(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except _Ended as ended:
+        return ended.status
+    except OSError as error:
+        failure = _of_the_system(error)
+        if debug:
+            _traceback(error)
     except MemoryError as error:
         failure = NoResource("out of memory", hint="try a smaller --target-length or --dtype bfloat16")
         if debug:
@@ -802,7 +880,16 @@ def _run(arguments: list[str]) -> int:
         render.show_error(failure, as_json=as_json, findings=failure.findings)
     except render.ReaderGone:
         return render.PIPE_CLOSED
+    except NoResource as full:
+        render.show_error(full, as_json=False)
+        return full.exit_status
     return failure.exit_status
+
+
+def _of_the_system(error: OSError) -> RopeError:
+    """What the system refuses wherever no file can be blamed better: disks that fail, limits, paths that are none."""
+    kind = BadUsage if error.errno in {errno.ENAMETOOLONG, errno.ELOOP} else NoResource
+    return kind(error.strerror or type(error).__name__, where=str(error.filename or ""), hint="--debug shows where")
 
 
 def _traceback(error: BaseException) -> None:
