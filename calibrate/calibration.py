@@ -5,6 +5,7 @@ Light on purpose: `ropecli convert --from` reads these files without importing t
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ KIND = "ropecli.calibration"
 ORIGINAL = "original_max_position_embeddings"
 IDENTITY = ("model_type", "config_sha256")
 """What a calibration file says of the checkpoint that it is for."""
+MOST_BYTES = 64 * 2**20
+"""The largest calibration file that is read. Real ones, with the trace of thousands of trials, stay below 5 MiB."""
 YARN_LAW = (0.1, 1.0)
 """YaRN's own temperature, m(s) = 0.1·ln s + 1, as (a, b) (arXiv 2309.00071, equation 22)."""
 
@@ -146,12 +149,45 @@ def calibrated_from_json(data: Any, where: str) -> Calibrated:
         raise error.at(where) from None
 
 
+def calibration_text(source: str) -> str:
+    """The text of a calibration file, or of standard input for `-`; at most `MOST_BYTES` of it are read.
+
+    Raises BadCalibration, which names the file, for what cannot be read as text.
+    """
+    where, hint = ("standard input" if source == "-" else source), "check the path of the calibration file"
+    try:
+        if source == "-":
+            data = sys.stdin.buffer.read(MOST_BYTES + 1)
+        else:
+            path = Path(source)
+            # a pipe, as of <(…) in a shell, ends; a device need not
+            if not (path.is_file() or path.is_fifo()) and path.exists():
+                raise BadCalibration("expected a file, found a folder or a device", where=where, hint=hint)
+            with path.open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise BadCalibration(f"expected at most {MOST_BYTES // 2**20} MiB, found more", where=where, hint=hint)
+        return data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadCalibration(f"cannot be read ({reason})", where=where, hint=hint) from error
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadCalibration("a key appears twice in one object", hint="was the file edited? delete one of them")
+    return found
+
+
 def read_calibration(text: str, where: str) -> Calibrated:
     """Parse the text of a calibration file; `where` names it in errors. Raises BadCalibration."""
     if not text.strip():
         raise BadCalibration("empty", where=where, hint="did the calibration before the pipe end with an error?")
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_no_key_twice)
+    except BadCalibration as error:
+        raise error.at(where) from None
     except (ValueError, RecursionError) as error:
         place = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "too deep, or a number too long"
         raise BadCalibration(
@@ -375,7 +411,9 @@ def write_text_whole(text: str, path: Path) -> None:
     stage = path.with_name(f".{path.name}.partial")
     try:
         try:
-            stage.write_text(text, "utf-8")
+            stage.unlink(missing_ok=True)  # of a run that was killed, or a link that leads elsewhere
+            with stage.open("x", encoding="utf-8") as file:
+                file.write(text)
             stage.replace(path)
         finally:
             stage.unlink(missing_ok=True)

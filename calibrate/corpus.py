@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from ropecli.errors import BadData, BadUsage, NoResource
 
@@ -22,6 +23,7 @@ Encode = Callable[[str], list[int]]
 
 TEXT_SUFFIXES = (".txt", ".md")
 ROW_SUFFIXES = (".jsonl", ".parquet")
+_BLOCK, _PARQUET = 2**20, b"PAR1"
 BLOCKS = 24
 """A lone text is cut into at most this many documents, and few documents give about this many windows in all."""
 
@@ -126,9 +128,27 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Text]:
         yield Text(f"{path}:{number}", value)
 
 
+def _until_binary(stream: BinaryIO) -> bytes:
+    """All of a stream, or as much as shows that it is no text: a device of zeros never ends."""
+    blocks = []
+    while block := stream.read(_BLOCK):
+        blocks.append(block)
+        if b"\0" in block:
+            break
+    return b"".join(blocks)
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            if path.suffix.lower() != ".parquet":
+                return _until_binary(file)
+            size = file.seek(0, 2)
+            file.seek(max(size - len(_PARQUET), 0))
+            if file.read() != _PARQUET:
+                raise BadData("not a readable parquet file (its end is missing)", where=str(path))
+            file.seek(0)
+            return file.read()
     except OSError as error:
         raise BadData(
             f"cannot be read ({error.strerror})", where=str(path), hint="check the path given to --data"
@@ -137,6 +157,8 @@ def _read_bytes(path: Path) -> bytes:
 
 def _files(given: str) -> list[Path]:
     path = Path(given)
+    if not given:
+        raise BadData("expected a path, found an empty one", where="--data", hint="is a shell variable not set?")
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -144,8 +166,10 @@ def _files(given: str) -> list[Path]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadData(f"cannot be read ({reason})", where=given[:200], hint="--data takes paths, not text") from error
-    if not stat.S_ISDIR(mode):
+    if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):  # a pipe, as of <(…) in a shell
         return [path]
+    if not stat.S_ISDIR(mode):
+        raise BadData("expected a file or a folder, found a device", where=given, hint="- reads standard input")
     found = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES + ROW_SUFFIXES and p.is_file())
     if not found:
         raise BadData("the folder holds no text", where=given, hint="expected .txt, .md, .jsonl or .parquet files")
@@ -163,7 +187,7 @@ def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Tex
         files: list[Path | None] = [None] if given == "-" else [*_files(given)]
         for path in files:
             name = "-" if path is None else str(path)
-            data = sys.stdin.buffer.read() if path is None else _read_bytes(path)
+            data = _until_binary(sys.stdin.buffer) if path is None else _read_bytes(path)
             suffix = "" if path is None else path.suffix.lower()
             if path is not None and suffix == ".parquet":
                 rows = list(_parquet_rows(path, text_field))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeAlias
 
-from calibrate.calibration import read_calibration
+from calibrate.calibration import calibration_text, read_calibration
 from calibrate.corpus import Document, Source, Text, read_texts, tokenize
 from calibrate.model import LoadedModel, Settings, as_loaded, load, rotating_with
 from calibrate.objective import method
@@ -91,13 +91,7 @@ class Row:
 
 
 def _calibrated(path: str, spec: RopeSpec) -> RopeSpec:
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a path as the user typed it
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise BadCalibration(f"cannot be read ({reason})", where=path) from error
-    calibrated = read_calibration(text, path)
+    calibrated = read_calibration(calibration_text(path), path)
     try:
         return calibrated.onto(spec)
     except BadCalibration as error:

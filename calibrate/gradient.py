@@ -81,10 +81,10 @@ def _recomputing(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, forward in zip(layers, had, strict=True):
+        for layer, own in zip(layers, had, strict=True):
             del layer.forward
-            if forward is not None:
-                layer.forward = forward
+            if own is not None:
+                layer.forward = own
 
 
 def slope(

@@ -77,7 +77,9 @@ class Journal:
         if path is not None:
             complete = "".join(_line({"key": key} | entry) for key, entry in self._known.items())
             stage = path.with_name(path.name + ".partial")
-            stage.write_text(_line({"kind": KIND, "schema_version": 1, "identity": dict(identity)}) + complete, "utf-8")
+            stage.unlink(missing_ok=True)  # of a run that was killed, or a link that leads elsewhere
+            with stage.open("x", encoding="utf-8") as file:
+                file.write(_line({"kind": KIND, "schema_version": 1, "identity": dict(identity)}) + complete)
             stage.replace(path)
             self._file = path.open("a", encoding="utf-8")
 
@@ -138,11 +140,13 @@ def _line(data: Mapping[str, Any]) -> str:
 
 def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
         lines = path.read_text("utf-8").split("\n")[:-1]
         header, *entries = [json.loads(line) for line in lines]
         had = dict(header["identity"]) if header["kind"] == KIND else None
-        known = {entry.pop("key"): entry for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        known = {str(entry.pop("key")): _checked(entry) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadCalibration("not a journal of a calibration", where=str(path), hint="run without --resume") from error
     changed = None if had is None else [key for key in identity if had.get(key) != identity[key]]
     if changed is None or changed:
@@ -153,3 +157,14 @@ def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             hint="resume with the same checkpoint, text and settings, or start again without --resume",
         )
     return known
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry as it was written: nats [documents, bands], or a slope. Raises ValueError and TypeError for another."""
+    if "nats" in entry:
+        if np.array(entry["nats"], dtype=np.float64).ndim != 2:
+            raise ValueError("expected a list of lists of numbers")
+    else:
+        nats, inv_freq, attention_factor = entry["slope"]
+        np.array([nats, *inv_freq, attention_factor], dtype=np.float64)
+    return entry

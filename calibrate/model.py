@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from calibrate import parallel
 from calibrate.cost import AttentionKind, Shape
+from ropecli.checkpoint import read_json, tensor_headers
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Linear, Plain, RopeSpec, Yarn
@@ -135,11 +136,37 @@ def _refuse_gaps(source: str, info: Mapping[str, Any]) -> None:
         )
 
 
+def _check_before_loading(name: str) -> None:
+    """Refuse what transformers would spend minutes on, or fail on far from the cause. Looks at headers alone.
+
+    A folder whose config promises more layers than its weights have tensors is none; broken headers are named.
+    """
+    folder = Path(name)
+    config_path = folder / "config.json"
+    if not folder.is_dir() or not config_path.is_file():
+        return
+    config, _ = read_json(config_path)
+    tensors = tensor_headers(folder)
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(tensors):
+        raise BadCheckpoint(
+            f"promises {layers:,} layers, the weights have {len(tensors):,} tensors",
+            where=f"{config_path}: num_hidden_layers",
+            hint="the config and the weights belong to different models",
+        )
+
+
 def check_settings(settings: Settings) -> None:
     """Refuse what cannot be, before anything is read. Raises BadUsage."""
     ranks = parallel.here()
     if settings.dtype != "auto" and settings.dtype not in DTYPES:
         raise BadUsage(f"unknown dtype {settings.dtype!r}", where="--dtype", hint=f"auto, {', '.join(DTYPES)}")
+    if settings.attn_implementation and "/" in settings.attn_implementation and not settings.trust_remote_code:
+        raise BadUsage(
+            f"{settings.attn_implementation!r} is code from the Hub",
+            where="--attn-implementation",
+            hint="--trust-remote-code lets it run",
+        )
     if settings.device_map is None:
         return
     if ranks.tensor > 1:
@@ -217,6 +244,8 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     device = pick_device(settings.device, ranks)
     tokenizer = tokenizer or load_tokenizer(source, settings)
     name, extra = _source(source)
+    if "gguf_file" not in extra:
+        _check_before_loading(name)
     extra["trust_remote_code"] = settings.trust_remote_code
     options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
     if "gguf_file" not in extra:
@@ -238,7 +267,26 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     if settings.device_map is not None:
         device = model.get_input_embeddings().weight.device
     model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer.encode, tokenizer.bos, device, ranks, "gguf_file" in extra)
+    rows = int(model.get_input_embeddings().num_embeddings)
+
+    def encode(text: str) -> list[int]:
+        return refuse_unknown(tokenizer.encode(text), rows, source)
+
+    return LoadedModel(model, encode, tokenizer.bos, device, ranks, "gguf_file" in extra)
+
+
+def refuse_unknown(ids: list[int], rows: int, source: str) -> list[int]:
+    """The token ids, where the model has an embedding for each of them; `rows` is how many it has.
+
+    Raises BadCheckpoint.
+    """
+    if max(ids, default=0) >= rows:
+        raise BadCheckpoint(
+            f"the tokenizer gives token {max(ids)}, the model has the tokens 0 to {rows - 1}",
+            where=source,
+            hint="tokenizer.json belongs to another model, or tokens were added without resizing the embeddings",
+        )
+    return ids
 
 
 def _attention(text: Any) -> tuple[AttentionKind, ...]:

@@ -35,7 +35,7 @@ from calibrate.fit import (
     judge,
 )
 from calibrate.journal import Journal, file_fingerprint
-from calibrate.model import LoadedModel, Tokenizer, check_settings, load, load_tokenizer, rotating_with
+from calibrate.model import LoadedModel, Tokenizer, check_settings, load, load_tokenizer, refuse_unknown, rotating_with
 from calibrate.objective import Objective, Space, method
 from calibrate.score import token_nll
 from calibrate.sharing import Sharing, shared
@@ -189,6 +189,10 @@ def prepare(request: Request) -> Prepared:
     """Survey the text, then load the model once for every factor."""
     known = survey(request)
     loaded = load(known.name, request.settings, known.tokenizer)
+    rows = int(loaded.model.get_input_embeddings().num_embeddings)
+    for document in known.tasks[0].corpus.documents:
+        for window in document.windows:
+            refuse_unknown(list(window), rows, request.source)
     return Prepared(known.checkpoint, known.layer, known.plain, loaded, known.sources, known.objective, known.tasks)
 
 

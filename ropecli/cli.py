@@ -1,9 +1,12 @@
 """The command line: parse, call, render. Every rule about output and exit status for all verbs is here."""
 
+import errno
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -290,6 +293,7 @@ def calibrate_command(
     if not data:
         raise BadUsage("Missing option '--data'.", hint="ropecli calibrate --help")
     _one_of("--tune", tune, ("yarn", "temperature", "factors"))
+    _no_nan({"--guard": guard, "--time-limit": time_limit, "--validation-fraction": validation_fraction})
     if resume and output is None:
         raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
     if tune == "factors" and tensor_parallel > 1:
@@ -298,6 +302,8 @@ def calibrate_command(
         raise BadUsage("the rate is for the plan", where="--flops", hint="give --plan-only, too")
     rate = None if flops is None else options.rate(flops, "--flops")
     _quiet_libraries(verbose=verbose)
+    if trust_remote_code:
+        _name_remote_code([model])
     with render.data_only(), _ranks(tensor_parallel, data, output), render.TrialLog(quiet=quiet) as log:
         from calibrate import run  # noqa: PLC0415 - torch takes seconds
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
@@ -380,6 +386,8 @@ def _check_output_file(output: Path, *, force: bool) -> None:
         raise BadUsage("the folder to write into does not exist", where=str(output.parent))
     if output.is_dir():
         raise BadUsage("expected a file, found a folder", where=str(output))
+    if output.exists() and not output.is_file():
+        raise BadUsage("is a device or a pipe, which is never replaced", where=str(output), hint="name a file")
     if output.exists() and not force:
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if not os.access(output.parent, os.W_OK):
@@ -439,8 +447,31 @@ def _to_paste(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
         return f"convert refuses: {error.message}" + (f" ({error.hint})" if error.hint else "")
 
 
+def _name_remote_code(models: Sequence[str]) -> None:
+    """Say on standard error, --quiet or not, which files --trust-remote-code will run."""
+    from ropecli.remote_code import files_that_would_run  # noqa: PLC0415
+
+    for model in models:
+        files = files_that_would_run(read_checkpoint(model))
+        render.say(f"--trust-remote-code runs code of {model}: {', '.join(files) or 'none that its configs name'}")
+
+
 def _quiet_libraries(*, verbose: bool) -> None:
-    """Library noise belongs to -v; the user's own environment wins."""
+    """Library noise belongs to -v; the user's own environment wins.
+
+    What libraries log and warn of may quote a file: its control characters are made visible.
+    """
+    import logging  # noqa: PLC0415 - only what loads libraries needs it
+
+    record = logging.getLogRecordFactory()
+
+    def escaped(*details: Any, **more: Any) -> logging.LogRecord:
+        made = record(*details, **more)
+        made.msg, made.args = "\n".join(map(render.printable, made.getMessage().split("\n"))), ()
+        return made
+
+    logging.setLogRecordFactory(escaped)
+    logging.captureWarnings(capture=True)
     if not verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -719,6 +750,13 @@ def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
         raise BadUsage(f"unknown {value!r}", where=option, hint=f"known: {', '.join(known)}")
 
 
+def _no_nan(values: Mapping[str, float | None]) -> None:
+    """A limit that is no number passes every comparison with one."""
+    for option, value in values.items():
+        if value is not None and value != value:  # noqa: PLR0124 - NaN alone differs from itself
+            raise BadUsage("expected a number, found nan", where=option)
+
+
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     if text is None:
         return None
@@ -744,13 +782,9 @@ def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet
 def _calibration_text(source: str) -> tuple[str, str]:
     """(the text of a calibration file or of standard input, what to call it)."""
     where = "standard input" if source == "-" else source
-    try:
-        return sys.stdin.read() if source == "-" else Path(source).read_text("utf-8"), where
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise BadCalibration(
-            f"cannot be read ({reason})", where=where, hint="check the path given to --from"
-        ) from error
+    from calibrate.calibration import calibration_text  # noqa: PLC0415
+
+    return calibration_text(source), where
 
 
 def _say_where_models_differ(checkpoint: Checkpoint, found: "Calibrated", where: str, *, quiet: bool) -> None:
@@ -859,12 +893,15 @@ def evaluate_command(
             where="--passkey",
             hint="leave out --data, --window, --plot, --report, --protocol and --stride",
         )
+    _no_nan({"--factor": factor})
     if not data and not passkey:
         raise BadUsage("Missing option '--data'.", hint="ropecli evaluate --help")
     quiet = quiet or not _speaks()
     _quiet_libraries(verbose=verbose)
     if _speaks():
         _check_outputs({"--plot": plot, "--report": report}, force=force)
+    if trust_remote_code:
+        _name_remote_code(models)
     sources: list[Any] = []
     with render.data_only(), _ranks(tensor_parallel, data or (), None):
         from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
@@ -943,7 +980,44 @@ def _show_passkeys(rows: "tuple[PasskeyRow, ...]", *, as_json: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the status that the contract gives."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(_run(arguments))
+    with render.steady_streams(), _ending_on_signals():
+        status = _run(arguments)
+    sys.exit(status)
+
+
+class _Ended(BaseException):
+    """A signal asks the program to end; what is being written is taken back on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status = 128 + number
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP unwind the program; a second one does not disturb that.
+
+    A signal that is already ignored (nohup) or handled stays so.
+    """
+
+    def end(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        raise _Ended(number)
+
+    ours = [
+        number
+        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+        if number is not None
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(arguments: list[str]) -> int:
@@ -965,6 +1039,12 @@ def _run(arguments: list[str]) -> int:
             _traceback(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except _Ended as ended:
+        return ended.status
+    except OSError as error:
+        failure = _of_the_system(error)
+        if debug:
+            _traceback(error)
     except MemoryError as error:
         failure = NoResource("out of memory", hint="try a smaller --target-length or --dtype bfloat16")
         if debug:
@@ -979,7 +1059,16 @@ def _run(arguments: list[str]) -> int:
         render.show_error(failure, as_json=as_json, findings=failure.findings)
     except render.ReaderGone:
         return render.PIPE_CLOSED
+    except NoResource as full:
+        render.show_error(full, as_json=False)
+        return full.exit_status
     return failure.exit_status
+
+
+def _of_the_system(error: OSError) -> RopeError:
+    """What the system refuses wherever no file can be blamed better: disks that fail, limits, paths that are none."""
+    kind = BadUsage if error.errno in {errno.ENAMETOOLONG, errno.ELOOP} else NoResource
+    return kind(error.strerror or type(error).__name__, where=str(error.filename or ""), hint="--debug shows where")
 
 
 def _traceback(error: BaseException) -> None:

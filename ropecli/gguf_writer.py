@@ -8,9 +8,7 @@ import errno
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -35,6 +33,7 @@ from ropecli.gguf_header import (
 from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
 from ropecli.spec import RopeSpec
+from ropecli.staging import staged
 from ropecli.writer import Receipt, prove
 
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
@@ -130,7 +129,7 @@ def write_gguf(conversion: GgufConversion, out: Path, *, force: bool = False) ->
     if size > free:
         raise NoResource(f"the file needs {size:,} bytes, {free:,} are free", where=str(out.parent))
     try:
-        with _staged(out, force=force) as stage:
+        with staged(out, force=force) as stage:
             with stage.open("xb") as writer:
                 reserve(writer, size)
                 _write(pieces, writer)
@@ -193,19 +192,6 @@ def _check_target(checkpoint: Checkpoint, sources: Sequence[Path], out: Path, *,
         raise OutputExists("already exists", where=str(out), hint="choose another name, or replace it with --force")
     if out.exists() and not is_gguf(out):
         raise OutputExists("is not a GGUF file, so it is not replaced", where=str(out), hint="choose another name")
-
-
-@contextmanager
-def _staged(out: Path, *, force: bool) -> Iterator[Path]:
-    """A name in a private folder beside `out`; what lies there becomes `out` when the block ends well."""
-    holder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        yield holder / out.name
-        if not force and (out.exists() or out.is_symlink()):
-            raise OutputExists("appeared while it was being written", where=str(out), hint="choose another name")
-        (holder / out.name).replace(out)
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
 
 
 def _prove(stage: Path, intent: Mapping[str, RopeSpec], name: str) -> None:

@@ -178,7 +178,7 @@ def broken_findings(source: str) -> tuple[Finding, ...]:
     path = Path(source)
     try:
         return find_in_config(read_json(path / "config.json" if path.is_dir() else path)[0], None)
-    except (RopeError, OSError):
+    except (RopeError, OSError, ValueError):  # a name with a null character is a ValueError
         return ()
 
 

@@ -3,6 +3,7 @@
 Standard output carries the result and nothing else; everything else goes to standard error.
 """
 
+import io
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ropecli.errors import RopeError
+from ropecli.errors import NoResource, RopeError
 from ropecli.findings import Finding
 from ropecli.frequencies import base_frequencies, frequencies
 from ropecli.inspection import Change, Inspection, RuntimeRow, baked_to_json, finding_to_json
@@ -44,6 +45,43 @@ class ReaderGone(Exception):
     """Whoever read our standard output has closed it."""
 
 
+class _Unfailing(io.FileIO):
+    """Standard error whose reader may go away, or whose disk may fill up: what is said is lost, the work goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+@contextmanager
+def steady_streams() -> Iterator[None]:
+    """Inside the block the three standard streams are there and take any text; the interpreter's last flush is quiet.
+
+    A stream that was closed by whoever started us is the null device: no file of ours may get its number.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123 - open for as long as the program runs
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    elif sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
+        raw = io.BufferedWriter(_Unfailing(sys.stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # the interpreter flushes once more at exit, into something that is still open
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _console(stream: TextIO) -> "Console":
     from rich.console import Console  # noqa: PLC0415 - a JSON document needs no rich
 
@@ -59,17 +97,14 @@ def printable(text: str) -> str:
 
 
 def emit(text: str) -> None:
-    """Write a result to standard output. Raises ReaderGone."""
+    """Write a result to standard output. Raises ReaderGone, and NoResource where the disk behind it is full."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError as error:
-        # the interpreter flushes once more at exit, into something that is still open
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ReaderGone from error
-    except UnicodeEncodeError:
-        sys.stdout.buffer.write(text.encode("ascii", "replace"))
-        sys.stdout.flush()
+    except OSError as error:
+        raise NoResource(f"cannot be written ({error.strerror})", where="standard output") from error
 
 
 def json_text(data: Any) -> str:

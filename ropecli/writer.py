@@ -6,11 +6,10 @@ the output must not reach the source through them.
 """
 
 import errno
+import filecmp
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -22,6 +21,7 @@ from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, Out
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.safetensors_header import HEADER_BYTES, HEADER_VALUES, INDEX_NAME
 from ropecli.spec import RopeSpec
+from ropecli.staging import is_staging, private_folder, staged
 from ropecli.tables import SIDECAR, write_tables
 from ropecli.weight_edits import rewrite_shard
 
@@ -61,13 +61,32 @@ def _walk(source: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not path.exists():
             raise BadCheckpoint("the link leads nowhere", where=str(path), hint="download the checkpoint again")
-        if path.is_dir() and path.name not in LEFT_BEHIND:
+        if path.is_symlink() and path.is_file() and _leaks(source, path):
+            raise BadCheckpoint(
+                f"is a link out of the folder, to {path.resolve()}, whose content would go into the output",
+                where=str(path),
+                hint="replace it by a copy, if it belongs to the checkpoint",
+            )
+        if path.is_dir() and path.name not in LEFT_BEHIND and not is_staging(path.name):
             real = path.resolve()
             if real in above:
                 raise BadCheckpoint("the link leads back to a folder around it", where=str(path), hint="remove it")
             yield from _walk(source, path, (*above, real))
         elif path.is_file():
             yield str(path.relative_to(source)), path
+
+
+def _leaks(source: Path, link: Path) -> bool:
+    """Whether a link leads to what is no part of a checkpoint, such as a key of the user's.
+
+    Parts of another checkpoint keep their names, and the blobs of a Hub cache have names of their own. Weights have a
+    rule of their own (`safetensors_header`).
+    """
+    target = link.resolve()
+    home = source.resolve() in target.parents
+    return (
+        not home and target.name != link.name and target.parent.name != "blobs" and link.suffix not in WEIGHT_SUFFIXES
+    )
 
 
 def _link(source: Path, target: Path, how: str) -> bool:
@@ -215,27 +234,6 @@ def _check_space(files: Mapping[str, Path], out: Path, weights: Weights) -> None
         )
 
 
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A private folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not."""
-    holder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    stage = holder / out.name
-    try:
-        stage.mkdir()
-        yield stage
-        old = holder / "replaced"
-        if out.exists():
-            out.rename(old)
-        try:
-            stage.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
-
-
 def worst_difference(found: Frequencies, wanted: Frequencies) -> float:
     """The largest relative difference of two tables; pairs that stand still in both do not count."""
     pairs = zip(found.inv_freq, wanted.inv_freq, strict=True)
@@ -281,7 +279,8 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
     new_bytes = 0
     table_error: float | None = None
     try:
-        with staged(out) as stage:
+        with staged(out, force=force) as stage:
+            stage.mkdir()
             # copies last: an fsync after them would wait, on ext4, until all of their data is on the disk
             for name, text in conversion.texts.items():
                 new_bytes += _write_text(stage / name, text)
@@ -308,7 +307,8 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
 def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
     """Replace the rewritten texts in the source folder itself; each old file stays beside the new one as NAME.backup.
 
-    The new config is proved before anything is touched, and config.json is replaced last. Raises BadUsage for a source
+    The new config is proved before anything is touched, and config.json is replaced last: a run that is cut off can be
+    started again. Raises BadUsage for a source
     that is not a plain folder, or a conversion that is more than texts; OutputExists where a backup is there already.
     """
     folder = conversion.checkpoint.path
@@ -323,22 +323,29 @@ def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
             raise BadUsage(
                 "a link, as in a Hub cache, is never written through", where=str(target), hint="use --output"
             )
-        if backup.exists() and not force:
+        if os.path.lexists(backup) and not force and not _is_copy(backup, target):
             raise OutputExists("already exists", where=str(backup), hint="move it away, or replace it with --force")
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".ropecli-") as stage:
+        with private_folder(folder / "config.json") as stage:
             for target in targets:
-                _write_text(Path(stage) / target.name, conversion.texts[target.name])
-            prove(Path(stage), conversion.intent, str(folder))
+                _write_text(stage / target.name, conversion.texts[target.name])
+            prove(stage, conversion.intent, str(folder))
             for target in targets:
-                shutil.copy2(target, target.with_name(target.name + ".backup"))
+                kept = stage / f"{target.name}.backup"
+                shutil.copy2(target, kept)
+                kept.replace(target.with_name(kept.name))
             for target in targets:
-                shutil.copymode(target, Path(stage) / target.name)
-                (Path(stage) / target.name).replace(target)
+                shutil.copymode(target, stage / target.name)
+                (stage / target.name).replace(target)
     except OSError as error:
         raise _not_written(error, folder) from error
     size = sum(len(text.encode()) for text in conversion.texts.values())
     return Receipt(folder, dict.fromkeys(conversion.texts, "rewritten"), size)
+
+
+def _is_copy(backup: Path, target: Path) -> bool:
+    """Whether a backup holds what it is the backup of: an earlier run was cut off before it replaced anything."""
+    return backup.is_file() and not backup.is_symlink() and filecmp.cmp(backup, target, shallow=False)
 
 
 def _write_text(path: Path, text: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ropecli import writer
+from ropecli import staging, writer
 from ropecli.checkpoint import read_checkpoint
 from ropecli.conversion import Conversion, chosen_layers, extended, plan
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists
@@ -330,6 +330,8 @@ def test_a_fault_leaves_everything_as_it_was(fault, after, replacing, checkpoint
         return real(*arguments)
 
     monkeypatch.setattr(owner, name, fails)
+    if name == "rename":  # a system that cannot swap two names in one step
+        monkeypatch.setattr(staging, "_exchanged", lambda *_: False)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else NoResource):
         writer.write(conversion, out, weights="copy", force=True)
     monkeypatch.undo()
