@@ -40,6 +40,8 @@ FEW_HELD_OUT = 15
 GRADIENT_COST = 3
 """Forward passes that one gradient counts for; measured 2.7."""
 
+STOPPED = "the search for divisors was stopped before it ended; this is the best it had seen"
+
 POSITION_BINS = 64
 """Bins of the held-out loss by position."""
 
@@ -347,7 +349,7 @@ def _finer(
         return yarn, 0, True, (f"no divisor for each pair was searched: {error.problem}; {error.hint}",)
     spec, note = finer_if_proved(found.held_out, task.held, yarn, finer.spec, task.finer, objective)
     edges = f"; on the bound of the search: {', '.join(finer.on_bounds)}" if finer.on_bounds else ""
-    stopped = () if finer.complete else ("the search for divisors was stopped; this is the best of what it had seen",)
+    stopped = () if finer.complete else (STOPPED,)
     return spec, finer.gradients, finer.complete, (note + edges, *stopped)
 
 

@@ -346,7 +346,7 @@ def calibrate_command(
         else:
             render.show_cost(plan)
         return
-    content = {**calibration.to_json(), "command": _command_line(context)}
+    content = calibration.to_json()
     if output is None or as_json:
         if as_json:
             render.emit_json(content)
@@ -358,7 +358,9 @@ def calibrate_command(
         journal.unlink(missing_ok=True)
     render.show_calibration(calibration, quiet=quiet)
     if report is not None or plot is not None:
-        _draw_calibration(content, str(output or "the calibration"), read_checkpoint(model), report, plot)
+        # what was typed is not of the result: the same run with another --output gives the same file
+        drawn = {**content, "command": _command_line(context)}
+        _draw_calibration(drawn, str(output or "the calibration"), read_checkpoint(model), report, plot)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
 
@@ -929,6 +931,7 @@ def evaluate_command(
             rows = evaluation.evaluate(
                 request,
                 lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
+                sources.extend,
             )
     if not _speaks():
         return

@@ -24,6 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "calibrate.run",
         "calibrate.fit",
         "calibrate.sharing",
+        "calibrate.verdict",
         "calibrate.plan",
         "calibrate.evaluation",
         "calibrate.passkey",

@@ -18,6 +18,7 @@ from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import RopeSpec, Yarn
 
 BANDS, WEIGHTS = Bands((1, 12, 24)), (0.3, 1.0)
+WINDOWS = 3
 DOCUMENTS = [
     Document("a", tuple(tuple(row) for row in random_ids(2, 24).tolist())),
     Document("b", (tuple(random_ids(1, 24, seed=1)[0].tolist()),)),
@@ -99,7 +100,7 @@ def test_layers_are_run_again_instead_of_kept(family: str, monkeypatch: pytest.M
     runs.clear()
     monkeypatch.setattr(gradient, "KEPT_BYTES", 0)
     found = slope(loaded(model), layer, table_of(model, layer), DOCUMENTS, BANDS, WEIGHTS)
-    assert runs.count(1) == 2 * runs.count(0) == 2
+    assert runs.count(1) == 2 * runs.count(0) == 2 * WINDOWS
     assert torch.equal(logits(model, random_ids(1, 24)), before)
     assert all(torch.equal(t, tables[k]) for k, t in rotary_tables(model).items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -107,7 +108,7 @@ def test_layers_are_run_again_instead_of_kept(family: str, monkeypatch: pytest.M
     monkeypatch.undo()
     runs.clear()
     kept = slope(loaded(model), layer, table_of(model, layer), DOCUMENTS, BANDS, WEIGHTS)
-    assert runs.count(1) == runs.count(0) == 1
+    assert runs.count(1) == runs.count(0) == WINDOWS
     assert found.nats == pytest.approx(kept.nats, rel=1e-6)
     assert found.inv_freq == pytest.approx(kept.inv_freq, rel=1e-4)
     assert found.attention_factor == pytest.approx(kept.attention_factor, rel=1e-4)
@@ -115,16 +116,14 @@ def test_layers_are_run_again_instead_of_kept(family: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("room", "again"), [(0, 3), (1, 2), (2**30, 0)])
 def test_layers_are_kept_while_there_is_room(room: int, again: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room is counted for each batch anew, weights do not count, and nothing but the cost depends on it."""
+    """Room is counted for each window anew, weights do not count, and nothing but the cost depends on it."""
     model = build(config("llama", num_hidden_layers=3))
     runs: list[int] = []
     for layer in model.model.layers:
         layer.self_attn.q_proj.register_forward_hook(lambda *_: runs.append(1))
-    monkeypatch.setattr(gradient, "windows_at_once", lambda *_: 2)
     monkeypatch.setattr(gradient, "KEPT_BYTES", room)
     found = slope(loaded(model), "default", table_of(model, "default"), DOCUMENTS, BANDS, WEIGHTS)
-    batches = 2
-    assert len(runs) == batches * (3 + again)
+    assert len(runs) == WINDOWS * (3 + again)
     monkeypatch.setattr(gradient, "KEPT_BYTES", 2**40)
     kept = slope(loaded(model), "default", table_of(model, "default"), DOCUMENTS, BANDS, WEIGHTS)
     assert found.nats == kept.nats
@@ -149,60 +148,27 @@ def test_a_slope_is_the_sum_over_its_documents() -> None:
 # ------------------------------------------------------------------------------------------------ memory
 
 
-def crowded(model: Any, room: int, error: Exception) -> list[int]:
-    """A model with too little memory for more than `room` windows: an error from beneath, and the sizes it saw."""
-    sizes: list[int] = []
-
-    def check(_: Any, ids: tuple[torch.Tensor]) -> None:
-        sizes.append(len(ids[0]))
-        if sizes[-1] > room:
-            raise error
-
-    model.get_input_embeddings().register_forward_pre_hook(check)
-    return sizes
-
-
-def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
-    """What a batch that failed had added is not counted; a single window too many says what to change."""
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
-    expected = slope(loaded(build(config("llama"))), "default", TABLE, DOCUMENTS, BANDS, WEIGHTS)
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_out_of_memory_says_what_to_change(way: str) -> None:
+    """A slope is taken one window at a time, so there is nothing left to halve."""
     model = build(config("llama"))
-    sizes = crowded(model, 1, error)
-    found = slope(loaded(model), "default", TABLE, DOCUMENTS, BANDS, WEIGHTS)
-    assert sizes == [3, 1, 1, 1]
-    assert found.nats == pytest.approx(expected.nats, rel=1e-6)
-    assert found.inv_freq == pytest.approx(expected.inv_freq, rel=1e-4, abs=1e-4)
-    full = build(config("llama"))
-    crowded(full, 0, error)
-    with pytest.raises(NoResource, match="out of memory on the gradient of one window of 24 tokens") as caught:
-        slope(loaded(full), "default", TABLE, DOCUMENTS, BANDS, WEIGHTS)
-    assert "--tune yarn" in caught.value.hint
-
-
-def test_memory_that_runs_out_in_the_backward_pass_counts_nothing_twice() -> None:
-    """The forward pass fits, the way back does not: the batch is halved, and the slope is the same."""
-    expected = slope(loaded(build(config("llama"))), "default", TABLE, DOCUMENTS, BANDS, WEIGHTS)
-    model = build(config("llama"))
-    sizes: list[int] = []
 
     class Full(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
-            sizes.append(len(hidden))
-            ctx.windows = len(hidden)
+        def forward(_: Any, hidden: torch.Tensor) -> torch.Tensor:
+            assert len(hidden) == 1
+            if way == "forward":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
             return hidden.clone()
 
         @staticmethod
-        def backward(ctx: Any, *slopes: torch.Tensor) -> torch.Tensor:
-            if ctx.windows > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
-            return slopes[0]
+        def backward(_: Any, *__: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
     model.model.norm.register_forward_pre_hook(lambda _, args: (Full.apply(args[0]),))
-    found = slope(loaded(model), "default", TABLE, DOCUMENTS, BANDS, WEIGHTS)
-    assert sizes == [3, 1, 1, 1]
-    assert found.nats == pytest.approx(expected.nats, rel=1e-6)
-    assert found.inv_freq == pytest.approx(expected.inv_freq, rel=1e-4, abs=1e-4)
+    with pytest.raises(NoResource, match="out of memory on the gradient of one window of 24 tokens") as caught:
+        slope(loaded(model), "default", TABLE, DOCUMENTS, BANDS, WEIGHTS)
+    assert "--tune yarn" in caught.value.hint
 
 
 # ------------------------------------------------------------------------------------------------ no way back

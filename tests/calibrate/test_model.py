@@ -398,15 +398,18 @@ def _pickled(folder: Path) -> None:
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (_truncated, "SafetensorError"),
-    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "SafetensorError"),
+    "truncated": (_truncated, "the header places tensors up to byte"),
+    "empty": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        "expected a safetensors file, found 0 bytes",
+    ),
     "lacking": (lambda folder: _weights(folder, lambda w: w.pop(QUERY)), f"the weights lack {QUERY}"),
     "reshaped": (
         lambda folder: _weights(folder, lambda w: w.update({QUERY: w[QUERY][:10].clone()})),
         "expected the shape [192, 192], found [10, 192]",
     ),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
-    "pickle": (_pickled, "no file named model.safetensors"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "expected safetensors weights, found none"),
+    "pickle": (_pickled, "expected safetensors weights, found none"),
     "bad tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot load it"),
     "no tokenizer": (
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],

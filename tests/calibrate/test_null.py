@@ -13,11 +13,12 @@ from scipy import stats
 
 from calibrate import statistics
 from calibrate.corpus import Document
-from calibrate.fit import Request, find, verdict
+from calibrate.fit import Request, find
 from calibrate.objective import Objective, Space
 from calibrate.score import Floats, tokens_by_band
 from calibrate.statistics import MANY_DOCUMENTS, paired_difference
 from calibrate.trials import Budget, Trials
+from calibrate.verdict import verdict
 from ropecli.frequencies import Frequencies
 from ropecli.spec import RopeSpec
 

@@ -8,12 +8,12 @@ import pytest
 
 from calibrate import polish
 from calibrate.corpus import Document
-from calibrate.fit import finer_if_proved
 from calibrate.gradient import Slope, SlopeOf
 from calibrate.model import as_loaded
 from calibrate.objective import Objective, Space, method
 from calibrate.polish import LARGEST_DIVISOR, OFTEN, WITHIN_WEIGHT, Polished
 from calibrate.score import Bands, Floats
+from calibrate.verdict import finer_if_proved
 from ropecli.frequencies import Frequencies, base_frequencies, frequencies, rotations
 from ropecli.spec import Longrope, RopeSpec
 

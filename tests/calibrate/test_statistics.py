@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from calibrate import statistics
-from calibrate.fit import FEWEST_DOCUMENTS, verdict
 from calibrate.objective import Objective, Point
 from calibrate.statistics import (
     Difference,
@@ -17,6 +16,7 @@ from calibrate.statistics import (
     paired_difference,
     standard_error,
 )
+from calibrate.verdict import FEWEST_DOCUMENTS, verdict
 
 FOUND, DEFAULT = Point(2, 5, 1.05), Point(0, 7, 1.1386)
 
