@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from killed import EXAMPLES, request
 from safetensors.torch import load_file, save_file
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from calibrate import run
 from calibrate.model import Settings
 from ropecli.errors import BadUsage
 
 KILLS = 20
+LIMIT = 2.0
+"""Seconds, more than a run takes to look up what an earlier one scored."""
 TINY = EXAMPLES / "tiny"
 
 
@@ -246,3 +251,47 @@ def test_ctrl_c_among_the_gradients_ends_with_the_best_so_far(killed: Path, tmp_
     assert any("the search for divisors was stopped before it ended" in note for note in content["notes"])
     assert any("a divisor for each pair is" in note for note in content["notes"])
     assert sum(text.startswith("gradient") for text in told) == 2
+
+
+def test_a_time_limit_among_the_gradients_ends_with_the_best_so_far(killed: Path, tmp_path: Path) -> None:
+    """When the time is over no further gradient begins, and what is best is checked on held-out text."""
+    asked = resumed(killed, tmp_path)
+
+    def wait(text: str) -> None:
+        if text.startswith("gradient 2"):
+            time.sleep(LIMIT)
+
+    calibration, number = run.calibrate(replace(asked, time_limit=LIMIT), silent(wait))
+    content = calibration.to_json()
+    assert number is None
+    assert content["cost"]["gradients"] <= 2
+    assert len(content["validation"]) == 3
+    assert any("was stopped before it ended" in note for note in content["notes"])
+
+
+# ------------------------------------------------------------------------------------------------ no way back
+
+
+def one_way(_module: Any, query: torch.Tensor, *_: Any, **__: Any) -> Any:
+    """Attention for inference alone: where a slope is wanted it refuses, as FlexAttention does on a CPU."""
+    if query.requires_grad:
+        raise NotImplementedError("one_way does not support backward on CPU.\nand more")
+    return sdpa_attention_forward(_module, query, *_, **__)
+
+
+def test_gradients_are_off_where_attention_has_no_backward_pass(tmp_path: Path) -> None:
+    """The search goes on without them: the best YaRN is checked and written, and stderr and the file say why."""
+    AttentionInterface.register("one_way", one_way)
+    told: list[str] = []
+    settings = Settings("cpu", attn_implementation="one_way")
+    asked = replace(request(tmp_path, "whole", resume=False), settings=settings)
+    calibration, number = run.calibrate(asked, silent(told.append))
+    content = calibration.to_json()
+    said = "no backward pass through this model here: one_way does not support backward on CPU."
+    assert f"gradients are off: {said}" in told
+    assert (
+        f"no divisor for each pair was searched: {said}; "
+        "try --attn-implementation eager or sdpa, or --tune yarn, which needs none"
+    ) in content["notes"]
+    assert (number, content["cost"]["gradients"], content["rope"]["rope_type"]) == (None, 0, "yarn")
+    assert len(content["validation"]) == 3
