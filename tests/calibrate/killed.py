@@ -20,7 +20,7 @@ from calibrate.model import Settings
 from calibrate.run import Observer, Request, calibrate
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-DOCUMENTS = 6
+DOCUMENTS = 4
 LEAST_SECONDS = 0.002
 
 

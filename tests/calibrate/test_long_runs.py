@@ -102,10 +102,10 @@ def test_the_kills_came_at_many_moments(killed: Path) -> None:
 def test_few_held_out_documents_are_told(killed: Path) -> None:
     """The effective number stands in each row, and below fifteen a note says that the interval is rough."""
     content = loaded(killed / "whole.json")
-    assert [row["effective_documents"] for row in content["validation"]] == [3.0] * 3
+    assert [row["effective_documents"] for row in content["validation"]] == [2.0] * 3
     assert [row["interval"] for row in content["validation"]] == ["t"] * 3
     assert (
-        "the verdict rests on 3 held-out documents, as good as 3 of equal length: "
+        "the verdict rests on 2 held-out documents, as good as 2 of equal length: "
         "with fewer than 15 its interval is a rough one"
     ) in content["notes"]
 
@@ -201,7 +201,7 @@ CHANGES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "tune": lambda _: {"tune": "yarn"},
     "optimizer": lambda _: {"optimizer": "powell"},
     "factors": lambda _: {"factors": (1.5,)},
-    "documents": lambda _: {"documents": 4},
+    "documents": lambda _: {"documents": 3},
     "validation_fraction": lambda _: {"validation_fraction": 0.4},
     "dtype": lambda _: {"settings": Settings("cpu", "float32")},
     "attn_implementation": lambda _: {"settings": Settings("cpu", attn_implementation="eager")},
