@@ -23,6 +23,9 @@ FASTEST_TURNS, SLOWEST_TURNS = 256.0, 0.1
 LOWEST_FACTOR, HEADROOM = 0.8, 0.35
 """The attention factor is searched from 0.8 to its default plus 0.35."""
 
+AT_A_BOUND = 0.03
+"""An attention factor this close to a bound counts as on it: Brent's method never reaches one, and stops early."""
+
 
 class Point(NamedTuple):
     """Corners of the ramp in pairs (kept up to `low`, divided from `high` on) and the attention factor."""
@@ -106,7 +109,7 @@ class Space:
             # a corner at pair 0 is the end of the table, not a bound that was chosen
             "beta_fast": point.low in (low[1],) or (point.low == low[0] and low[0] > 0),
             "beta_slow": point.high in high and point.high < self.spec.rotary_dim - 1,
-            "attention_factor": min(point.attention_factor - least, greatest - point.attention_factor) < 0.005,
+            "attention_factor": min(point.attention_factor - least, greatest - point.attention_factor) < AT_A_BOUND,
         }
         return tuple(name for name, hit in reached.items() if hit)
 

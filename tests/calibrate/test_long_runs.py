@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed import EXAMPLES, request
+import torch
+from killed import EXAMPLES, GRADIENT_ITERATIONS, request
 from safetensors.torch import load_file, save_file
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from calibrate import run
+from calibrate import run, search
 from calibrate.model import Settings
 from ropecli.errors import BadUsage
 
 KILLS = 20
+LIMIT = 2.0
+"""Seconds, more than a run takes to look up what an earlier one scored."""
 TINY = EXAMPLES / "tiny"
 
 
@@ -97,10 +102,10 @@ def test_the_kills_came_at_many_moments(killed: Path) -> None:
 def test_few_held_out_documents_are_told(killed: Path) -> None:
     """The effective number stands in each row, and below fifteen a note says that the interval is rough."""
     content = loaded(killed / "whole.json")
-    assert [row["effective_documents"] for row in content["validation"]] == [3.0] * 3
+    assert [row["effective_documents"] for row in content["validation"]] == [2.0] * 3
     assert [row["interval"] for row in content["validation"]] == ["t"] * 3
     assert (
-        "the verdict rests on 3 held-out documents, as good as 3 of equal length: "
+        "the verdict rests on 2 held-out documents, as good as 2 of equal length: "
         "with fewer than 15 its interval is a rough one"
     ) in content["notes"]
 
@@ -127,11 +132,11 @@ def ended(process: subprocess.Popen[str]) -> str:
 def test_the_same_seed_data_and_machine_give_the_same_file_byte_by_byte(tmp_path: Path) -> None:
     """Three files from processes of their own: one run, the same again, and one that was killed and resumed.
 
-    Seconds and the memory that a process took at most are the only bytes that may differ.
+    Seconds and the memory that a process took at most are the only bytes that may differ, and what was typed.
     """
-    outs = [tmp_path / name for name in ("once", "again", "cut off")]
+    outs = [tmp_path / name for name in ("once", "again", "third")]
     once, cut_off = started(outs[0]), started(outs[2])
-    journal = outs[2].with_name("cut off.journal")
+    journal = outs[2].with_name("third.journal")
     while cut_off.poll() is None and not (journal.exists() and journal.read_text("utf-8").count("\n") > 4):
         time.sleep(0.01)
     cut_off.kill()
@@ -145,10 +150,11 @@ def test_the_same_seed_data_and_machine_give_the_same_file_byte_by_byte(tmp_path
     ended(resumed)
     ended(again)
     untimed = re.compile(rb'("(?:seconds|peak_memory_bytes)": )[0-9.]+')
-    files = [untimed.sub(rb"\1?", out.read_bytes()) for out in outs]
+    typed = [out.read_bytes().replace(bytes(out), b"OUT").replace(b" --resume", b"") for out in outs]
+    files = [untimed.sub(rb"\1?", content) for content in typed]
     assert files[0] == files[1] == files[2]
     assert files[0].count(b'"seconds": ?') > 10
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "cut off", "once"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "once", "third"]
 
 
 # ------------------------------------------------------------------------------------------------ other runs
@@ -196,7 +202,7 @@ CHANGES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "tune": lambda _: {"tune": "yarn"},
     "optimizer": lambda _: {"optimizer": "powell"},
     "factors": lambda _: {"factors": (1.5,)},
-    "documents": lambda _: {"documents": 4},
+    "documents": lambda _: {"documents": 3},
     "validation_fraction": lambda _: {"validation_fraction": 0.4},
     "dtype": lambda _: {"settings": Settings("cpu", "float32")},
     "attn_implementation": lambda _: {"settings": Settings("cpu", attn_implementation="eager")},
@@ -214,8 +220,9 @@ def test_another_checkpoint_text_or_setting_does_not_resume(changed: str, killed
     assert asked.journal.read_bytes() == before
 
 
-def test_a_copy_of_the_checkpoint_resumes(killed: Path, tmp_path: Path) -> None:
+def test_a_copy_of_the_checkpoint_resumes(killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is what the files hold, not where they lie; all is known, and nothing is added to the journal."""
+    monkeypatch.setattr(search, "GRADIENT_ITERATIONS", GRADIENT_ITERATIONS)
     shutil.copytree(TINY, tmp_path / "model")
     asked = resumed(killed, tmp_path, source=str(tmp_path / "model"))
     calibration, _ = run.calibrate(asked, silent())
@@ -243,6 +250,50 @@ def test_ctrl_c_among_the_gradients_ends_with_the_best_so_far(killed: Path, tmp_
     assert number == signal.SIGINT
     assert content["cost"]["gradients"] == 2
     assert len(content["validation"]) == 3
-    assert any("the search for divisors was stopped before it ended" in note for note in content["notes"])
+    assert any("the search for divisors was stopped" in note for note in content["notes"])
     assert any("a divisor for each pair is" in note for note in content["notes"])
     assert sum(text.startswith("gradient") for text in told) == 2
+
+
+def test_a_time_limit_among_the_gradients_ends_with_the_best_so_far(killed: Path, tmp_path: Path) -> None:
+    """When the time is over no further gradient begins, and what is best is checked on held-out text."""
+    asked = resumed(killed, tmp_path)
+
+    def wait(text: str) -> None:
+        if text.startswith("gradient 2"):
+            time.sleep(LIMIT)
+
+    calibration, number = run.calibrate(replace(asked, time_limit=LIMIT), silent(wait))
+    content = calibration.to_json()
+    assert number is None
+    assert content["cost"]["gradients"] <= 2
+    assert len(content["validation"]) == 3
+    assert any("was stopped" in note for note in content["notes"])
+
+
+# ------------------------------------------------------------------------------------------------ no way back
+
+
+def one_way(_module: Any, query: torch.Tensor, *_: Any, **__: Any) -> Any:
+    """Attention for inference alone: where a slope is wanted it refuses, as FlexAttention does on a CPU."""
+    if query.requires_grad:
+        raise NotImplementedError("one_way does not support backward on CPU.\nand more")
+    return sdpa_attention_forward(_module, query, *_, **__)
+
+
+def test_gradients_are_off_where_attention_has_no_backward_pass(tmp_path: Path) -> None:
+    """The search goes on without them: the best YaRN is checked and written, and stderr and the file say why."""
+    AttentionInterface.register("one_way", one_way)
+    told: list[str] = []
+    settings = Settings("cpu", attn_implementation="one_way")
+    asked = replace(request(tmp_path, "whole", resume=False), settings=settings)
+    calibration, number = run.calibrate(asked, silent(told.append))
+    content = calibration.to_json()
+    said = "no backward pass through this model here: one_way does not support backward on CPU."
+    assert f"gradients are off: {said}" in told
+    assert (
+        f"no divisor for each pair was searched: {said}; "
+        "try --attn-implementation eager or sdpa, or --tune yarn, which needs none"
+    ) in content["notes"]
+    assert (number, content["cost"]["gradients"], content["rope"]["rope_type"]) == (None, 0, "yarn")
+    assert len(content["validation"]) == 3

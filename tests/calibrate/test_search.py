@@ -219,6 +219,22 @@ def test_the_temperature_keeps_to_its_bounds() -> None:
     assert temperature(loss, TINY, TINY.default, 1).attention_factor == pytest.approx(TINY.factor_bounds[1], abs=0.03)
 
 
+@pytest.mark.parametrize("m", [0.3, 3.0])
+@pytest.mark.parametrize("name", ["race", "temperature", *METHODS])
+def test_a_temperature_that_ends_at_its_bound_is_told(name: str, m: float) -> None:
+    """Where every step towards a bound lowers the loss, the search ends so close to it that the bound is reported."""
+    loss = Documents(bowl(6, 8, m), 4, spread=0.0)
+    if name == "race":
+        found = race(loss, TINY, 4)
+    elif name == "temperature":
+        found = temperature(loss, TINY, TINY.default, 4)
+    else:
+        found = by_name(loss, TINY, 4, name, corners=False, seed=0)
+    assert "attention_factor" in TINY.on_bounds(found)
+    inside = found._replace(attention_factor=1.1)
+    assert "attention_factor" not in TINY.on_bounds(inside)
+
+
 # ------------------------------------------------------------------------------------------------ scipy by name
 
 
