@@ -202,6 +202,26 @@ def test_an_older_file_gives_a_page_with_fewer_figures() -> None:
     assert calibration_curves(older, "it") == {}
 
 
+def test_numbers_that_are_none_are_told() -> None:
+    """A single held-out document gives no interval, a baseline may have no finite loss, and so may a trial."""
+    content = json.loads(json.dumps(SINGLE))
+    (entry,) = content["by_position"]
+    for key in ("standard_error", "delta_standard_error"):
+        entry[key] = {name: [None] * len(column) for name, column in entry[key].items()}
+    entry["nll"]["none"][:5] = [None] * 5
+    entry["delta"]["none"] = [None] * len(entry["delta"]["none"])
+    for row in content["validation"]:
+        row["ci95"], row["baselines"]["none"] = None, None
+        row["differences"]["none"] = {"delta": None, "ci95": None}
+    for trial in content["search"]["trace"][3:9]:
+        trial["nll"] = None
+    text = calibration_page(content, CONFIG, "it")
+    assert text.count("<svg") == 5
+    assert text.count("not finite") == 6
+    assert text.count("interval unknown") == 3
+    assert "nan" not in re.sub("<style>.*?</style>", "", text, flags=re.S)
+
+
 NEEDED = ("inv_freq", "rope", "factors", "validation", "checkpoint", "search", "cost", "data", "versions")
 WRONG: list[tuple[str, Any]] = [(key, wrong) for key in NEEDED for wrong in ("missing", None, "text")]
 WRONG += [(key, {}) for key in ("inv_freq", "rope", "factors", "validation", "checkpoint", "search", "cost")]

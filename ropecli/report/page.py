@@ -86,7 +86,7 @@ def whole_page(title: str, *sections: Html) -> str:
 def ppl(nll: float | None) -> str:
     """exp(nll), with digits that a reader can use."""
     if nll is None:
-        return "none"
+        return "not finite"
     value = math.exp(min(nll, 700))
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
 

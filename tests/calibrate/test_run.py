@@ -246,7 +246,7 @@ def test_the_check_of_the_contract_can_fail() -> None:
 def test_the_file_is_what_the_contract_promises(road: tuple[dict[str, Any], Path]) -> None:
     """Every member with its type, and values that agree with one another."""
     content, _ = road
-    assert list(against(content, CONTRACT)) == []
+    assert list(against(content, CONTRACT | {"command": str})) == []
     assert (content["kind"], content["schema_version"], content["seed"]) == ("ropecli.calibration", 1, 0)
     checkpoint = read_checkpoint(str(TINY))
     assert content["checkpoint"] == {
