@@ -28,7 +28,7 @@ lint: .venv/test-ready
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[test]"
 	touch $@
 
-# other runtimes (transformers 4, MLX-LM, llama.cpp), each where it cannot disturb ours: about 600 MB
+# other runtimes (transformers 4, MLX-LM, llama.cpp), each where it cannot disturb ours, and SmolLM2: about 700 MB
 .venv-runtimes/ready: .venv/test-ready tests/real_runtimes/environments.py
 	$(BIN)/python tests/real_runtimes/environments.py
 	touch $@

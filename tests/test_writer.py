@@ -202,6 +202,18 @@ def test_force_replaces_a_checkpoint(checkpoint, tmp_path, tree):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_a_link_that_leads_nowhere_is_not_replaced(checkpoint, tmp_path, tree):
+    """It may lead to a disk that is not mounted just now: refused, with --force too."""
+    out = tmp_path / "out"
+    out.symlink_to("nowhere")
+    before = tree(tmp_path)
+    for force in (False, True):
+        with pytest.raises(OutputExists) as caught:
+            writer.write(planned(checkpoint), out, force=force)
+        assert caught.value.where == str(out)
+        assert tree(tmp_path) == before
+
+
 def test_force_replaces_a_link_and_not_what_it_leads_to(checkpoint, tmp_path, tree):
     """An output that is a symbolic link to a checkpoint: the link gives way, the checkpoint behind it stays."""
     behind = tmp_path / "behind"
