@@ -434,7 +434,7 @@ def convert_command(
     del debug, verbose
     from ropecli import conversion as plans  # noqa: PLC0415
     from ropecli import writer  # noqa: PLC0415
-    from ropecli.agreement import as_longrope, disagreements  # noqa: PLC0415
+    from ropecli.agreement import as_longrope, disagreements, refuse_ignored  # noqa: PLC0415
     from ropecli.baking import folded, refuse_second_temperature, with_folded  # noqa: PLC0415
     from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
     from ropecli.tables import BakeRequest  # noqa: PLC0415
@@ -481,10 +481,7 @@ def convert_command(
     if output is not None and not force and (output.exists() or output.is_symlink()):
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if checkpoint.format == "gguf":
-        if in_place:
-            raise BadUsage("a GGUF is written as a new file", where="--in-place", hint="give --output")
-        if bake is not None:
-            raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
+        _refuse_for_gguf(in_place=in_place, bake=bake)
         _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
         return
     conversion = plans.plan(
@@ -502,6 +499,7 @@ def convert_command(
         request = BakeRequest(bake, positions, bake_dtype, bake_layout, bake_per_layer, bake_into)  # type: ignore[arg-type]
     conversion = _with_tables(conversion, request, checkpoint.path or Path())
     others = disagreements(conversion, wanted_runtimes)
+    refuse_ignored(others if carrier == "longrope" and wanted_runtimes else ())
     if dry_run:
         files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
         if as_json:
@@ -548,6 +546,13 @@ def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_
     else:
         render.emit(line + "\n")
         render.say(f"goes into: {USAGE[name]}", quiet=quiet)
+
+
+def _refuse_for_gguf(*, in_place: bool, bake: str | None) -> None:
+    if in_place:
+        raise BadUsage("a GGUF is written as a new file", where="--in-place", hint="give --output")
+    if bake is not None:
+        raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
 
 
 def _convert_gguf(
