@@ -35,7 +35,7 @@ lint: .venv/test-ready
 		echo "no browser could be installed: the tests in one will be skipped"
 	touch $@
 
-# other runtimes (transformers 4, MLX-LM, llama.cpp), each where it cannot disturb ours: about 600 MB
+# other runtimes (transformers 4, MLX-LM, llama.cpp), each where it cannot disturb ours, and SmolLM2: about 700 MB
 .venv-runtimes/ready: .venv/test-ready tests/real_runtimes/environments.py
 	$(BIN)/python tests/real_runtimes/environments.py
 	touch $@

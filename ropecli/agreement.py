@@ -70,6 +70,12 @@ def disagreements(conversion: Conversion, runtimes: Collection[str] = ()) -> tup
     return tuple(Disagreement(name, row, _help(name, conversion, served)) for name, row in wrong.items())
 
 
+def refuse_ignored(others: Collection[Disagreement]) -> None:
+    """Raises BadUsage where a carrier was asked for, for runtimes of which these do not compute what it carries."""
+    for other in others:
+        raise BadUsage(f"{other.runtime} does not compute longrope for this model", where="--carrier", hint=other.help)
+
+
 def _served_otherwise(conversion: Conversion) -> dict[str, Collection[str]]:
     """What helps → the runtimes that it serves, the smallest change first."""
     ropes = {rope.name: rope for rope in conversion.checkpoint.ropes}

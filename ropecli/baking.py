@@ -11,7 +11,7 @@ from ropecli.inspection import with_text
 from ropecli.json_edit import with_members
 from ropecli.safetensors_header import INDEX_NAME
 from ropecli.spec import Longrope, RopeSpec, scaling_from_json, scaling_to_json
-from ropecli.tables import BakeRequest, index_with_tables, plan_tables
+from ropecli.tables import SHARD, BakeRequest, index_with_tables, index_without_tables, plan_tables
 from ropecli.weight_edits import TensorEdit
 
 Edits = Mapping[str, tuple[TensorEdit, ...]]
@@ -32,6 +32,18 @@ def with_tables(
         texts[INDEX_NAME] = index_with_tables(tables, index_text, headers)
     note = f"{tables.name}: {tables.size:,} bytes; servers compute their own tables from the config and ignore it"
     return replace(conversion, texts=texts, tables=tables, notes=(*conversion.notes, note))
+
+
+def without_old_shard(conversion: Conversion, index_text: str | None, headers: Mapping[str, TensorInfo]) -> Conversion:
+    """The conversion of a checkpoint that has tables among its shards: they say what the old config meant, so they go.
+
+    index_text  the source's model.safetensors.index.json, where it has one, and the tensors of its files
+    """
+    note = f"{SHARD} stays behind: its tables are those of the old config"
+    texts = dict(conversion.texts)
+    if index_text is not None:
+        texts[INDEX_NAME] = index_without_tables(index_text, headers)
+    return replace(conversion, texts=texts, notes=(*conversion.notes, note))
 
 
 def folded(

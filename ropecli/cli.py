@@ -597,7 +597,7 @@ def convert_command(
     del debug, verbose
     from ropecli import conversion as plans  # noqa: PLC0415
     from ropecli import writer  # noqa: PLC0415
-    from ropecli.agreement import as_longrope, disagreements  # noqa: PLC0415
+    from ropecli.agreement import as_longrope, disagreements, refuse_ignored  # noqa: PLC0415
     from ropecli.baking import folded, refuse_second_temperature, with_folded  # noqa: PLC0415
     from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
     from ropecli.tables import BakeRequest  # noqa: PLC0415
@@ -632,7 +632,7 @@ def convert_command(
     else:
         intent = _from_calibration(checkpoint, calibration, layers, quiet=quiet or as_json)
     refuse_second_temperature(checkpoint, intent)
-    asked, scaled = intent, None
+    asked, scaled, request = intent, None, None
     if bake == "attention-factor" and emit is None and checkpoint.format != "gguf":
         intent, scaled = folded(checkpoint, intent, tensor_headers(checkpoint.path or Path()))
     if carrier == "longrope":
@@ -644,10 +644,7 @@ def convert_command(
     if output is not None and not force and (output.exists() or output.is_symlink()):
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if checkpoint.format == "gguf":
-        if in_place:
-            raise BadUsage("a GGUF is written as a new file", where="--in-place", hint="give --output")
-        if bake is not None:
-            raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
+        _refuse_for_gguf(in_place=in_place, bake=bake)
         _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
         return
     conversion = plans.plan(
@@ -663,8 +660,9 @@ def convert_command(
         longest = max(spec.max_length for spec in intent.values())
         positions = options.length(bake_length, "--bake-length") if bake_length else longest
         request = BakeRequest(bake, positions, bake_dtype, bake_layout, bake_per_layer, bake_into)  # type: ignore[arg-type]
-        conversion = _with_tables(conversion, request, checkpoint.path or Path())
+    conversion = _with_tables(conversion, request, checkpoint.path or Path())
     others = disagreements(conversion, wanted_runtimes)
+    refuse_ignored(others if carrier == "longrope" and wanted_runtimes else ())
     if dry_run:
         files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
         if as_json:
@@ -683,13 +681,19 @@ def convert_command(
     render.show_disagreements(others, quiet=quiet or as_json)
 
 
-def _with_tables(conversion: "Conversion", request: "BakeRequest", folder: Path) -> "Conversion":
+def _with_tables(conversion: "Conversion", request: "BakeRequest | None", folder: Path) -> "Conversion":
+    """The conversion with the tables that are asked for, and without those of the old config."""
     from ropecli import writer  # noqa: PLC0415
-    from ropecli.baking import with_tables  # noqa: PLC0415
+    from ropecli.baking import with_tables, without_old_shard  # noqa: PLC0415
     from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
+    from ropecli.tables import SHARD  # noqa: PLC0415
 
-    shards = (writer.index_text(folder), tensor_headers(folder)) if request.into == "shards" else (None, {})
-    return with_tables(conversion, request, *shards)
+    into_shards = request is not None and request.into == "shards"
+    old = (folder / SHARD).is_file()
+    shards = (writer.index_text(folder), tensor_headers(folder)) if into_shards or old else (None, {})
+    if old and not into_shards:
+        conversion = without_old_shard(conversion, *shards)
+    return conversion if request is None else with_tables(conversion, request, *shards)
 
 
 def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_json: bool, quiet: bool) -> None:
@@ -705,6 +709,13 @@ def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_
     else:
         render.emit(line + "\n")
         render.say(f"goes into: {USAGE[name]}", quiet=quiet)
+
+
+def _refuse_for_gguf(*, in_place: bool, bake: str | None) -> None:
+    if in_place:
+        raise BadUsage("a GGUF is written as a new file", where="--in-place", hint="give --output")
+    if bake is not None:
+        raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
 
 
 def _convert_gguf(

@@ -261,7 +261,7 @@ def plan(
 
 
 def _what_to_expect(spec: RopeSpec, text: str, runtimes: Collection[str]) -> list[str]:
-    """Warnings that loading will print, and flags that a runtime still needs."""
+    """What a carrier costs, warnings that loading will print, and flags that a runtime still needs."""
     notes = []
     asked = set(runtimes) or {"transformers", "vllm", "sglang"}
     if '"attn_factor"' in text and asked & {"transformers", "transformers-4"}:
@@ -269,6 +269,19 @@ def _what_to_expect(spec: RopeSpec, text: str, runtimes: Collection[str]) -> lis
             "transformers warns of the unrecognized key attn_factor on load, which SGLang and older vLLM need; "
             "--for transformers leaves it out"
         )
+    stated = portable.stated_original(spec)
+    if stated != spec.original_length:
+        notes.append(
+            f"the config states an original length of {stated} tokens, not {spec.original_length}: runtimes compute "
+            "longrope's attention factor from it"
+        )
+    if isinstance(spec.scaling, Ntk):
+        notes.append(
+            "the new base says it all: the config no longer tells that the model was trained at "
+            f"{spec.original_length} tokens"
+        )
+    if isinstance(spec.scaling, NtkByParts):
+        notes.append("it is written as llama3, which has no temperature: the attention factor is 1")
     if isinstance(spec.scaling, Longrope) and asked & {"vllm", "vllm-2026-08"}:
         notes.append(
             f"vLLM takes the stated original length for its limit: serve with --max-model-len {spec.max_length}"

@@ -45,6 +45,7 @@ __all__ = [
     "attach",
     "baked",
     "index_with_tables",
+    "index_without_tables",
     "plan_tables",
     "verify_tables",
     "write_tables",
@@ -311,20 +312,30 @@ def index_with_tables(plan: TablePlan, index_text: str | None, headers: Mapping[
                 index is made
     headers     the tensors of the source; tables baked before, in the shard of the same name, go
     """
-    kept = {name: info for name, info in headers.items() if info.file.name != plan.name}
-    added, kept_bytes = sum(plan.sizes.values()), sum(info.end - info.begin for info in kept.values())
+    return _index(index_text, headers, plan.name, plan.sizes)
+
+
+def index_without_tables(index_text: str, headers: Mapping[str, TensorInfo]) -> str:
+    """The text of `model.safetensors.index.json` without the shard of tables that were baked before."""
+    return _index(index_text, headers, SHARD, {})
+
+
+def _index(index_text: str | None, headers: Mapping[str, TensorInfo], name: str, sizes: Mapping[str, int]) -> str:
+    """The index where the shard `name` has these tensors and no others. sizes: tensor name → bytes."""
+    kept = {tensor: info for tensor, info in headers.items() if info.file.name != name}
+    added, kept_bytes = sum(sizes.values()), sum(info.end - info.begin for info in kept.values())
     if index_text is None:
-        weight_map = {name: info.file.name for name, info in kept.items()} | dict.fromkeys(plan.sizes, plan.name)
+        weight_map = {tensor: info.file.name for tensor, info in kept.items()} | dict.fromkeys(sizes, name)
         index = {"metadata": {"total_size": kept_bytes + added}, "weight_map": dict(sorted(weight_map.items()))}
         return json.dumps(index, indent=2) + "\n"
     index = json.loads(index_text)
-    old = [name for name, file in index["weight_map"].items() if file == plan.name]
-    changes = dict.fromkeys(old, ABSENT) | dict.fromkeys(plan.sizes, plan.name)
+    old = [tensor for tensor, file in index["weight_map"].items() if file == name]
+    changes = dict.fromkeys(old, ABSENT) | dict.fromkeys(sizes, name)
     text = with_members(index_text, ("weight_map",), changes)
     metadata = index.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if isinstance(total, int | float):
-        removed = sum(headers[name].end - headers[name].begin for name in old if name in headers)
+        removed = sum(headers[tensor].end - headers[tensor].begin for tensor in old if tensor in headers)
         total = int(total) - removed + added
     else:
         total = kept_bytes + added

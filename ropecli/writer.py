@@ -22,7 +22,7 @@ from ropecli.frequencies import Frequencies, frequencies
 from ropecli.safetensors_header import HEADER_BYTES, HEADER_VALUES, INDEX_NAME
 from ropecli.spec import RopeSpec
 from ropecli.staging import is_staging, private_folder, staged
-from ropecli.tables import SIDECAR, write_tables
+from ropecli.tables import SHARD, SIDECAR, write_tables
 from ropecli.weight_edits import rewrite_shard
 
 Weights: TypeAlias = Literal["auto", "hardlink", "reflink", "symlink", "copy", "none"]
@@ -198,6 +198,8 @@ def _carried(conversion: Conversion, weights: Weights) -> dict[str, Path]:
         )
     files = {name: path for name, path in carried_files(source).items() if name not in conversion.texts}
     files.pop(SIDECAR, None)  # it says what the old config meant
+    if INDEX_NAME in conversion.texts or not (source / INDEX_NAME).exists():
+        files.pop(SHARD, None)
     if conversion.tables is not None:
         files.pop(conversion.tables.name, None)
     if weights == "none":
@@ -219,6 +221,8 @@ def _check_target(source: Path, out: Path, *, force: bool) -> None:
         )
     if (out.exists() or out.is_symlink()) and not force:
         raise OutputExists("already exists", where=str(out), hint="choose another name, or replace it with --force")
+    if out.is_symlink() and not out.exists():
+        raise OutputExists("is a link that leads nowhere", where=str(out), hint="remove it, or choose another name")
     if out.exists() and not (out.is_dir() and (out / "config.json").exists()):
         raise OutputExists("is not a checkpoint, so it is not replaced", where=str(out), hint="choose another name")
 
@@ -316,6 +320,11 @@ def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
         raise BadUsage("expected a checkpoint folder", where=conversion.checkpoint.source)
     if conversion.tables is not None or conversion.scaled:
         raise BadUsage("baking writes a new folder", where="--in-place", hint="give --output instead")
+    for name in (SIDECAR, SHARD):
+        if (folder / name).exists():
+            raise BadUsage(
+                "holds tables of the old config", where=str(folder / name), hint="use --output, or delete it"
+            )
     targets = [folder / name for name in sorted(conversion.texts, key=lambda name: name == "config.json")]
     for target in targets:
         backup = target.with_name(target.name + ".backup")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ropecli.checkpoint import read_checkpoint, read_tensor, tensor_headers, verify
@@ -112,6 +113,46 @@ def test_a_folded_temperature_is_shown(checkpoint, tmp_path, capsys):
     assert (shown["kind"], shown["attention_factor"]) == ("cos-sin", [1.0])
     assert shown["folded_attention_factor"] == {"default": 1.3}
     assert baked(checkpoint, capsys) is None
+
+
+def as_one_file(folder: Path) -> None:
+    """Shards and index become one model.safetensors."""
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    for file in (*files, folder / "model.safetensors.index.json"):
+        file.unlink()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("shape", ["shards", "one file"])
+@pytest.mark.parametrize("options", [(), ("--bake", "cos-sin"), ("--bake", "attention-factor")], ids=" ".join)
+def test_a_new_conversion_leaves_an_old_shard_behind(options, shape, checkpoint, tmp_path, capsys):
+    """Its tables are not those of the new config: neither the file nor the index names them, and all else verifies."""
+    if shape == "one file":
+        as_one_file(checkpoint)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert convert(checkpoint, first, "--bake", "cos-sin", "--bake-into", "shards") == 0
+    assert convert(first, second, "--beta-fast", "8", *options) == 0
+    assert "stays behind" in capsys.readouterr().err
+    assert not (second / SHARD).exists()
+    assert verify(read_checkpoint(str(second))) == ()
+    assert tensor_headers(second).keys() == tensor_headers(checkpoint).keys()
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(second), "--verify"])
+    assert stopped.value.code in (0, None)
+
+
+@pytest.mark.parametrize("into", ["sidecar", "shards"])
+def test_tables_are_not_made_stale_in_place(into, checkpoint, tmp_path, capsys, tree):
+    """Rewriting the config of a folder with tables would leave them behind it: refused, nothing touched."""
+    out = tmp_path / "out"
+    assert convert(checkpoint, out, "--bake", "cos-sin", "--bake-into", into) == 0
+    before = tree(out)
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", str(out), "--in-place", *YARN, "--beta-fast", "8"])
+    assert stopped.value.code == 2
+    assert "tables of the old config" in capsys.readouterr().err
+    assert tree(out) == before
 
 
 @pytest.mark.parametrize("options", [("--bake", "attention-factor"), (), ("--emit", "vllm")], ids=" ".join)

@@ -801,3 +801,30 @@ def test_emitted_flags_are_those_of_the_carrier(run, checkpoint):
     status, stdout, _ = run("convert", checkpoint, *YARN, "--carrier", "longrope", "--emit", "vllm")
     assert status == 0
     assert "longrope" in stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (("--rope-type", "yarn", "--carrier", "longrope"), "states an original length of "),
+        (("--rope-type", "ntk"), "no longer tells that the model was trained at 128 tokens"),
+        (("--rope-type", "ntk-by-parts"), "llama3, which has no temperature"),
+    ],
+    ids=["longrope", "ntk", "ntk-by-parts"],
+)
+def test_a_carrier_comes_with_what_it_costs(options, note, run, checkpoint, tmp_path):
+    """What the config can no longer say is told as a note."""
+    status, _, err = run("convert", checkpoint, "-o", tmp_path / "out", *options, "--factor", "4")
+    assert status == 0
+    assert note in err
+
+
+def test_a_carrier_that_a_named_runtime_ignores_is_refused(run, checkpoint, tmp_path, tree):
+    """With --for, the carrier is for that runtime: where it would not compute it, nothing is written."""
+    before = tree(tmp_path)
+    options = ("--rope-type", "yarn", "--factor", "4", "--carrier", "longrope", "--for")
+    status, _, err = run("convert", checkpoint, "-o", tmp_path / "out", *options, "vllm,onnxruntime-genai")
+    assert status == 2
+    assert "onnxruntime-genai does not compute longrope" in err
+    assert tree(tmp_path) == before
+    assert run("convert", checkpoint, "-o", tmp_path / "out", *options, "vllm,exllamav2")[0] == 0

@@ -92,6 +92,33 @@ def test_automatic_weights_are_what_the_receipt_says(checkpoint, tmp_path):
         assert (inode(out / name) == inode(checkpoint / name)) == (receipt.files[name] == "hardlink")
 
 
+@pytest.mark.parametrize(
+    ("impossible", "how"),
+    [
+        ((), "reflink"),
+        (("_clone",), "hardlink"),
+        (("_clone", "hardlink_to"), "copy"),
+    ],
+    ids=["reflink", "hard link", "copy"],
+)
+def test_automatic_weights_try_the_cheapest_way_first(impossible, how, checkpoint, tmp_path, monkeypatch):
+    """Reflink, then hard link, then copy: the next where the file system refuses the one before."""
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def cloned(source: int, target: int) -> None:
+        os.write(target, os.pread(source, os.fstat(source).st_size, 0))
+
+    monkeypatch.setattr(writer, "_clone", cloned)
+    for name in impossible:
+        monkeypatch.setattr(writer if name == "_clone" else Path, name, refused)
+    receipt = writer.write(planned(checkpoint), tmp_path / "out", weights="auto")
+    shards = {name: way for name, way in receipt.files.items() if name.endswith(".safetensors")}
+    assert set(shards.values()) == {how}
+    assert all((tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes() for name in shards)
+
+
 def test_copies_are_new_files_and_are_counted(checkpoint, tmp_path):
     """`copy` shares no inode with the source, and the receipt counts every byte."""
     out = tmp_path / "out"
@@ -200,6 +227,18 @@ def test_force_replaces_a_checkpoint(checkpoint, tmp_path, tree):
     assert json.loads((out / "config.json").read_text())["rope_scaling"]["rope_type"] == "linear"
     assert tree(checkpoint) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_a_link_that_leads_nowhere_is_not_replaced(checkpoint, tmp_path, tree):
+    """It may lead to a disk that is not mounted just now: refused, with --force too."""
+    out = tmp_path / "out"
+    out.symlink_to("nowhere")
+    before = tree(tmp_path)
+    for force in (False, True):
+        with pytest.raises(OutputExists) as caught:
+            writer.write(planned(checkpoint), out, force=force)
+        assert caught.value.where == str(out)
+        assert tree(tmp_path) == before
 
 
 def test_force_replaces_a_link_and_not_what_it_leads_to(checkpoint, tmp_path, tree):

