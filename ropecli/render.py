@@ -397,7 +397,7 @@ def show_cost(plan: "Plan") -> None:
     parts += [("attention scores", memory.attention)] if memory.attention else []
     listed = ", ".join(f"{name} {_big(number, 'B')}" for name, number in parts)
     at_once = f"{plan.windows_at_once} window{'s' if plan.windows_at_once > 1 else ''} at once"
-    emit(f"memory of a process: {_big(memory.total, 'B')} ({listed}), {at_once}\n")
+    emit(f"memory of a process: {_big(memory.total, 'B')}, {at_once}\n  {listed}\n")
     if plan.hours is not None and plan.rate is not None:
         emit(f"time: {_hours(plan.hours)} of one process at {_big(plan.rate, 'FLOP/s')}, divided by their number\n")
 
