@@ -84,7 +84,9 @@ def pick_device(wanted: str, ranks: parallel.Ranks = parallel.ALONE) -> torch.de
     if wanted == "auto":
         if not torch.cuda.is_available():
             return torch.device("mps" if torch.backends.mps.is_available() and ranks.size == 1 else "cpu")
-        return torch.device("cuda" if ranks.size == 1 else f"cuda:{ranks.local}")
+        if ranks.size == 1:
+            return torch.device("cuda")
+        wanted = "cuda"
     if wanted == "cuda" and ranks.size > 1:
         wanted = f"cuda:{ranks.local}"
     try:

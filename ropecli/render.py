@@ -21,7 +21,6 @@ from ropecli.inspection import Change, Inspection, RuntimeRow, baked_to_json, fi
 from ropecli.spec import LayerRope
 
 if TYPE_CHECKING:
-    from calibrate.plan import Plan
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from calibrate.calibration import Calibration, Law, Validation
     from calibrate.evaluation import Row
     from calibrate.passkey import PasskeyRow
+    from calibrate.plan import Plan
     from calibrate.statistics import Difference
     from calibrate.trials import Trial
     from ropecli.agreement import Disagreement
@@ -453,7 +453,7 @@ def show_cost(plan: "Plan") -> None:
     parts += [("attention scores", memory.attention)] if memory.attention else []
     listed = ", ".join(f"{name} {_big(number, 'B')}" for name, number in parts)
     at_once = f"{plan.windows_at_once} window{'s' if plan.windows_at_once > 1 else ''} at once"
-    emit(f"memory of a process: {_big(memory.total, 'B')} ({listed}), {at_once}\n")
+    emit(f"memory of a process: {_big(memory.total, 'B')}, {at_once}\n  {listed}\n")
     if plan.hours is not None and plan.rate is not None:
         emit(f"time: {_hours(plan.hours)} of one process at {_big(plan.rate, 'FLOP/s')}, divided by their number\n")
 

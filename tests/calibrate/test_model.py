@@ -13,6 +13,7 @@ from families import FAMILIES, LENGTH, NESTED, PLAIN, build, config, logits, ran
 from safetensors.torch import load_file, save_file
 
 from calibrate.model import Settings, as_loaded, load, pick_device, rotating_with
+from calibrate.score import token_nll
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Dynamic, Linear, Llama3, Longrope, Plain, RopeSpec, Scaling, Yarn
@@ -500,3 +501,11 @@ def test_the_rounding_of_a_table_is_that_of_float32() -> None:
         held = model.model.rotary_emb.inv_freq
         assert torch.equal(held, torch.tensor(table.inv_freq, dtype=torch.float64).to(torch.float32))
         assert model.model.rotary_emb.attention_scaling == 1.1
+
+
+def test_a_device_map_loads_the_same_model() -> None:
+    """`--device-map auto` puts everything on the CPU where there is nothing else; the loss is the same."""
+    ids = torch.arange(5, 69, device="cpu")[None]
+    plain, mapped = (load(str(TINY), Settings(device_map=device_map)) for device_map in (None, "auto"))
+    assert mapped.device == torch.device("cpu")
+    assert torch.equal(token_nll(plain.model, ids), token_nll(mapped.model, ids))

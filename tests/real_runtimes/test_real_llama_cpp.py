@@ -1,13 +1,31 @@
 """A converted GGUF in the real llama.cpp: the numbers that were calibrated."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from environments import ENVIRONMENTS
-from tiny_cases import BETA_FAST, BETA_SLOW, FACTOR, OPTIONS, PLAIN, TINY, WINDOW, YARN_M, agreement, convert, same
+from tiny_cases import (
+    BETA_FAST,
+    BETA_SLOW,
+    FACTOR,
+    OPTIONS,
+    PLAIN,
+    TEXT,
+    TINY,
+    WINDOW,
+    YARN_M,
+    agreement,
+    convert,
+    same,
+)
 from tiny_gguf import write_tiny_gguf
+from transformers import AutoTokenizer
+
+from calibrate.evaluation import Request, evaluate
+from calibrate.model import Settings
 
 pytestmark = pytest.mark.runtimes
 
@@ -58,6 +76,47 @@ def test_a_converted_gguf_is_the_calibrators_model(case: str, reference: Scores,
     """Beyond L it predicts what the calibrator's model predicts; the file without a scaling proves the comparison."""
     found = agreement(at_positions(reference, case), llama[case])
     assert same(found), found
+
+
+CHUNK, CHUNKS = 32, 2
+
+
+def test_second_half_is_the_perplexity_of_llama_cpp(tmp_path: Path) -> None:
+    """`evaluate --protocol second-half` on the text and the weights of a GGUF that llama.cpp itself scores.
+
+    No package brings llama.cpp's perplexity program, so its loop stands here (tools/perplexity/perplexity.cpp, function
+    `perplexity`): chunks of n_ctx tokens end to end, each from an empty cache; the logits at positions n_ctx/2 …
+    n_ctx − 2 predict the token after them; sum, then divide. The logits are llama.cpp's own.
+    """
+    ENVIRONMENTS["llama"].require()
+    write_tiny_gguf(TINY, tmp_path / "tiny.gguf", CHUNK, {})
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokens = tokenizer(TEXT.read_text("utf-8"), add_special_tokens=False, verbose=False).input_ids
+    first, nll, count = CHUNK // 2, 0.0, 0
+    for start in range(0, CHUNK * CHUNKS, CHUNK):
+        chunk = tokens[start : start + CHUNK]
+        positions = list(range(first, CHUNK - 1))
+        request = {"ids": chunk, "positions": positions, "checkpoints": {"tiny": str(tmp_path / "tiny.gguf")}}
+        (tmp_path / "request.json").write_text(json.dumps(request), "utf-8")
+        script = Path(__file__).parent / "score_llama.py"
+        ENVIRONMENTS["llama"].run(str(script), str(tmp_path / "request.json"), str(tmp_path / "result.json"))
+        rows = json.loads((tmp_path / "result.json").read_text("utf-8"))["tiny"]
+        for position, log_p in zip(positions, rows, strict=True):
+            nll -= log_p[chunk[position + 1]]
+            count += 1
+    wanted = Request(
+        (str(TINY),),
+        (str(TEXT),),
+        (CHUNK,),
+        windows=CHUNKS,
+        documents=1,
+        protocol="second-half",
+        settings=Settings(device="cpu", dtype="float32"),
+    )
+    (row,) = evaluate(wanted, lambda _: None)
+    assert row.tokens == count == CHUNKS * (CHUNK - first - 1)
+    assert row.nll == pytest.approx(nll / count, abs=1e-4)
+    assert row.ppl == pytest.approx(math.exp(nll / count), rel=1e-4)
 
 
 @pytest.mark.parametrize("case", OPTIONS)

@@ -1,0 +1,261 @@
+"""Writes docs/scale.md from the cost model: `python docs/make_scale.py`.
+
+    python docs/make_scale.py --measure examples/tiny /work/smol/model
+
+first scores windows of these checkpoints on this machine, each in a fresh process, and keeps what came out in
+docs/scale_measured.json, which the page compares with the model. Minutes on two cores.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from calibrate import search
+from calibrate.cost import Shape, scoring_memory, window_flops
+from calibrate.fit import BASELINES
+from calibrate.model import shape_of
+from calibrate.objective import Space
+from calibrate.score import CHUNK_ENTRIES
+from ropecli.spec import RopeSpec
+
+HERE = Path(__file__).parent
+PAGE = HERE / "scale.md"
+MEASURED = HERE / "scale_measured.json"
+
+RATE = 400e12
+PARTS = 8
+DOCUMENTS = 12
+LENGTHS = {"32k": 2**15, "128k": 2**17, "1M": 2**20}
+ORIGINAL, THETA = 8192, 500_000.0
+
+LLAMA = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128_256, "tie_word_embeddings": False}
+MODELS: dict[str, Any] = {
+    "8B (Llama 3.1)": transformers.LlamaConfig(
+        hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32, **LLAMA
+    ),
+    "70B (Llama 3.1)": transformers.LlamaConfig(
+        hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64, **LLAMA
+    ),
+    "405B (Llama 3.1)": transformers.LlamaConfig(
+        hidden_size=16_384, intermediate_size=53_248, num_hidden_layers=126, num_attention_heads=128, **LLAMA
+    ),
+    "480B, 35B a token (Qwen3-Coder)": transformers.Qwen3MoeConfig(
+        hidden_size=6144,
+        intermediate_size=8192,
+        moe_intermediate_size=2560,
+        num_hidden_layers=62,
+        num_attention_heads=96,
+        num_key_value_heads=8,
+        head_dim=128,
+        num_experts=160,
+        num_experts_per_tok=8,
+        vocab_size=151_936,
+        tie_word_embeddings=False,
+    ),
+}
+
+HEAD = """# What a calibration costs
+
+Made by `python docs/make_scale.py` from the cost model of `calibrate/cost.py`; `ropecli calibrate … --plan-only` prints
+the same for a checkpoint and a text at hand, before a weight is read:
+
+```sh
+ropecli calibrate MODEL --data FILES --factor 4 --plan-only --flops 400T
+torchrun --nproc-per-node 8 -m ropecli calibrate MODEL --data FILES --factor 4 -o calibration.json
+torchrun --nproc-per-node 8 -m ropecli calibrate MODEL --data FILES --factor 4 --tensor-parallel 4 -o calibration.json
+```
+
+The second line shares the windows over eight processes, a GPU each, with a whole model in each of them. The third has
+two copies of the model in four parts each (the plan that transformers has for the architecture; the number must divide
+the heads for keys and values), and shares the windows over the two. Several machines are torchrun's business:
+`--nnodes`, `--rdzv-endpoint`. All of them need the files at the same place. `--device-map auto` spreads whole layers
+over the GPUs of one process, which then work one after the other.
+
+Every process takes the same steps, and a window's loss is added in the same order whoever computed it, so the result is
+that of one process. The first one speaks and writes. When one dies, the first says so and ends with status 4, torchrun
+ends the others and itself with 1, and the journal beside `--output` has every score: start the same line again with
+`--resume`, with any number of processes. Ctrl-C and SIGTERM stop the search and write the best so far, if the held-out
+check ends within the 30 seconds that torchrun grants; if not, the journal has it.
+"""
+
+
+@cache
+def shape(name: str) -> Shape:
+    """Of one of the models below, built without memory for its weights."""
+    with torch.device("meta"):
+        return shape_of(transformers.AutoModelForCausalLM.from_config(MODELS[name]))
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _big(number: float) -> str:
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if number < 999.5:
+            return f"{number:.3g} {prefix}"
+        number /= 1000
+    return f"{number:.3g} Z"
+
+
+def costs() -> Iterator[str]:
+    """The table of models and lengths."""
+    yield _row(
+        "model", "window", "share of attention", "one window", "passes", "in all", "GPU-hours", f"memory, {PARTS} GPUs"
+    )
+    yield _row(*["---"] * 8)
+    for name in MODELS:
+        for label, length in LENGTHS.items():
+            space = Space(RopeSpec(THETA, 128, 128, ORIGINAL, ORIGINAL), length / ORIGINAL)
+            flops = window_flops(shape(name), length)
+            passes = search.race_passes(space, DOCUMENTS)
+            whole = flops.total * DOCUMENTS * (passes + len(BASELINES) + 2)
+            memory = scoring_memory(shape(name), length, width=2, windows=1, chunk=CHUNK_ENTRIES, parts=PARTS)
+            hours = whole / RATE / 3600
+            yield _row(
+                name,
+                label,
+                f"{flops.attention / flops.total:.0%}",
+                f"{_big(flops.total)}FLOP",
+                f"{passes:.1f}",
+                f"{_big(whole)}FLOP",
+                f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}",
+                f"{memory.total / 1e9:.0f} GB",
+            )
+
+
+def comparison(measured: list[dict[str, Any]]) -> Iterator[str]:
+    """The table of measured windows: time from the rate of the checkpoint's first window, and memory."""
+    yield _row(
+        "checkpoint", "window", "operations", "rate", "seconds", "predicted", "off by", "memory", "predicted", "off by"
+    )
+    yield _row(*["---"] * 10)
+    rates: dict[str, float] = {}
+    for one in measured:
+        rate = one["flops"] / one["seconds"]
+        first = rates.setdefault(one["checkpoint"], rate)
+        predicted = one["flops"] / first
+        off = "" if rate == first else f"{predicted / one['seconds'] - 1:+.0%}"
+        yield _row(
+            one["checkpoint"],
+            f"{one['length']:,}",
+            f"{_big(one['flops'])}FLOP",
+            f"{_big(rate)}FLOP/s",
+            f"{one['seconds']:.2f}",
+            f"{predicted:.2f}" if off else "",
+            off,
+            f"{one['bytes'] / 1e6:.0f} MB",
+            f"{one['predicted_bytes'] / 1e6:.0f} MB",
+            f"{one['predicted_bytes'] / one['bytes'] - 1:+.0%}",
+        )
+
+
+def page() -> str:
+    """The whole page."""
+    measured = json.loads(MEASURED.read_text("utf-8"))
+    passes = measured["passes"]
+    return f"""{HEAD}
+## 8B to 480B at 32k to 1M
+
+{DOCUMENTS} documents for the search and {DOCUMENTS} for the held-out check, a window each, in bfloat16, `--tune yarn`.
+One pass is a forward pass over the {DOCUMENTS} windows of the search; the held-out check adds {len(BASELINES) + 2}
+passes. GPU-hours are at {RATE / 1e12:.0f} TFLOP/s, which is an assumption: no GPU was measured for this page. Divide
+by the number of GPUs for the time. Memory is that of one GPU when {PARTS} hold the model together
+(`--tensor-parallel {PARTS}`) and score one window at a time, with attention that keeps no scores (sdpa, flash).
+
+{chr(10).join(costs())}
+
+What follows from it:
+
+- Attention is most of the work from some 100k tokens on, and there the cost grows with the square of the window.
+- Half of the cost at any length is saved by `--max-evals`; the search looks at few documents first.
+- At 1M tokens the stream of activations alone fills a GPU: it is not cut over the ranks. A calibration at a shorter
+  window of the same factor is cheaper, but says nothing about the positions that it does not reach.
+- A machine of 8 GPUs with 80 GB holds what the last column says is below 80. For the rest, use more machines with
+  `--device-map auto` in one process a machine, or fewer bits.
+
+## Is it true?
+
+The operations are those that torch counts: `tests/calibrate/test_cost.py` holds the model to within 1 % of torch's own
+counter for every architecture that the tests know, experts and latent attention included.
+
+Time and memory of one window, measured by `python docs/make_scale.py --measure` in fresh processes with one CPU thread
+each ({measured["machine"]}; seconds of processor time). The rate of the first window of a checkpoint predicts the time
+of its others; memory is the peak while scoring, above the loaded model.
+
+{chr(10).join(comparison(measured["windows"]))}
+
+The search itself: `calibrate examples/tiny --factor {passes["factor"]:g}` cost {passes["measured"]:.1f} passes where
+{passes["predicted"]:.1f} were predicted ({passes["predicted"] / passes["measured"] - 1:+.0%}).
+"""
+
+
+SCORE = """
+import json, resource, sys, time, torch
+from calibrate.cost import scoring_memory, window_flops
+from calibrate.model import Settings, bytes_of, load, shape_of
+from calibrate.score import CHUNK_ENTRIES, token_nll
+source, length = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+loaded = load(source, Settings(device="cpu"))
+ids = torch.randint(5, 2000, (1, length), device="cpu")
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+with torch.no_grad():
+    token_nll(loaded.model, ids[:, :64])
+    before = resident()
+    began = time.process_time()
+    token_nll(loaded.model, ids)
+    seconds = time.process_time() - began
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+shape = shape_of(loaded.model)
+memory = scoring_memory(shape, length, width=bytes_of(loaded.dtype), windows=1, chunk=CHUNK_ENTRIES)
+print(json.dumps({"length": length, "flops": window_flops(shape, length).total, "seconds": seconds,
+                  "bytes": peak - before, "predicted_bytes": memory.total - memory.weights}))
+"""
+
+
+def measure(sources: list[str]) -> dict[str, Any]:
+    """Score windows of each checkpoint, and calibrate the first one."""
+    windows = []
+    for source in sources:
+        original = transformers.AutoConfig.from_pretrained(source).max_position_embeddings
+        for length in (2048, 4096, 8192) if original < 2048 else (2048, 4096):
+            command = [sys.executable, "-c", SCORE, source, str(length)]
+            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            label = "SmolLM2-135M" if original == 8192 else source
+            windows.append({"checkpoint": label, **json.loads(line)})
+            print(windows[-1], file=sys.stderr)
+    command = [
+        sys.executable,
+        "-m",
+        "ropecli",
+        "calibrate",
+        sources[0],
+        "--data",
+        "examples/text/calibration",
+        "--factor",
+        "4",
+    ]
+    result = json.loads(subprocess.run([*command, "-q"], check=True, stdout=subprocess.PIPE, text=True).stdout)
+    plan = json.loads(subprocess.run([*command, "--plan-only", "--json"], check=True, stdout=subprocess.PIPE).stdout)
+    predicted = plan["factors"][0]["forward_equivalents"]
+    model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    return {
+        "machine": model.partition(":")[2].strip(),
+        "windows": windows,
+        "passes": {"factor": 4, "measured": result["cost"]["forward_equivalents"], "predicted": predicted},
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        MEASURED.write_text(json.dumps(measure(sys.argv[2:]), indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
