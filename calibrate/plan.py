@@ -7,10 +7,11 @@ from typing import Any
 from calibrate import search
 from calibrate.corpus import Document
 from calibrate.cost import Memory, Shape, scoring_memory, window_flops
-from calibrate.fit import BASELINES, GRADIENT_COST, Request, expected_passes
+from calibrate.fit import GRADIENT_COST, Request, expected_passes
 from calibrate.model import bytes_of, pick_device, without_weights
 from calibrate.run import survey
 from calibrate.score import CHUNK_ENTRIES, windows_at_once
+from calibrate.verdict import BASELINES
 
 HOUR = 3600.0
 HELD_OUT_TABLES = len(BASELINES) + 2

@@ -410,7 +410,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "expected the shape [192, 192], found [10, 192]",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "expected safetensors weights, found none"),
-    "pickle": (_pickled, "expected safetensors weights, found none"),
+    "pickle": (_pickled, "expected safetensors weights, found only pickles such as pytorch_model.bin"),
     "bad tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot load it"),
     "no tokenizer": (
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
