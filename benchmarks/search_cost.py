@@ -41,11 +41,12 @@ from calibrate.trials import Budget, NatsOf, Trials
 from ropecli.frequencies import Frequencies, base_frequencies, frequencies
 
 DATA = ("examples/text/calibration", "examples/text/heldout")
-TEMPERATURES = {4.0: (1.06, 1.1, 1.02, 0.98, 1.19, 0.94), 8.0: (1.1, 1.15, 1.05, 1.0, 1.26, 0.95)}
+TEMPERATURES = {4.0: (1.06, 1.1, 1.02, 0.98, 1.19, 0.94), 8.0: (1.1, 1.15, 1.05, 1.0)}
 """Factor → attention factors at which the exhaustive search scores the lattice, after the default."""
-NEAR, BEST, REFINED, REFINEMENTS, STEP = 0.15, 12, 3, 8, 0.02
-"""The exhaustive search goes on with cells this many nats from the best, this many at every temperature, and refines
-the temperature of this many by so many trials, from such a step on."""
+FAR, NEAR, BEST, REFINED, REFINEMENTS, STEP = 0.3, 0.15, 12, 3, 8, 0.02
+"""The exhaustive search gives up on cells this many nats behind the best on three documents, or this many on all. So
+many cells are scored at every temperature, and the temperature of so many is refined by so many trials, from such a
+step on."""
 TPE_TRIALS = 100
 WITHIN, AT_MOST, FIFTIETH, EXTRA = 0.002, 15, 50, 110
 OWN, TRUTH, GENETIC, FACTORS = "this search", "exhaustive", "genetic", "factors"
@@ -117,7 +118,9 @@ def exhaustive(problem: Problem) -> Outcome:
         point = Point(*map(float, cell), m)
         best[cell] = min(best.get(cell, (np.inf, point)), (trials.loss(point, count), point))
 
-    for cell in space.cells(1):
+    first = min(search.FEW_DOCUMENTS, count)
+    few = {cell: trials.loss(default._replace(low=cell[0], high=cell[1]), first) for cell in space.cells(1)}
+    for cell in [cell for cell, loss in few.items() if loss < min(few.values()) + FAR]:
         look(cell, default.attention_factor)
     least = min(best.values())[0]
     for cell in [cell for cell, (loss, _) in best.items() if loss < least + NEAR]:

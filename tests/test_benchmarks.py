@@ -17,7 +17,10 @@ COMMANDS = {
     "methods_table": (["examples/tiny", "--factors", "2", "--documents", "4"], "| 2 | default YaRN |"),
     "inspect": (["--runs", "1"], "AutoConfig against inspect:"),
     "convert": (["--runs", "1", "--gigabytes", "0.1"], "speed against cp -r:"),
-    "score": (["examples/tiny", "--lengths", "512", "--runs", "1"], "- memory of the scorer beyond the model:"),
+    "score": (
+        ["examples/tiny", "--lengths", "512", "--runs", "1", "--ways", "gradient"],
+        "- memory of the scorer beyond the model:",
+    ),
     "search_cost": (
         ["--factors", "4", "--seeds", "1", "--documents", "1", "--searches", "cobyqa", "--folder", "{folder}"],
         "- on held-out text ahead of every one of them:",
