@@ -185,10 +185,10 @@ def escape(text: str) -> str:
     return escaped(text)
 
 
-def _plain_table(*headings: str, title: str | None = None) -> "Table":
+def _plain_table(*headings: str) -> "Table":
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left", show_header=bool(headings))
+    table = Table(box=None, pad_edge=False, show_header=bool(headings))
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
     return table
@@ -441,8 +441,9 @@ def _big(number: float, unit: str) -> str:
 def show_cost(plan: "Plan") -> None:
     """What a calibration will cost: a line a factor, then memory and time."""
     active = f", {_big(plan.shape.active, '').rstrip()} met by a token" if plan.shape.sparse else ""
-    title = f"{plan.source}: {_big(plan.shape.parameters, '').rstrip()} parameters{active}, {plan.dtype}"
-    table = _plain_table("factor", "window", "search", "held out", "passes", "one pass", "in all", title=title)
+    size = f"{_big(plan.shape.parameters, '').rstrip()} parameters{active}, {plan.dtype}"
+    emit(f"{printable(plan.source)}: {size}\n")
+    table = _plain_table("factor", "window", "search", "held out", "passes", "one pass", "in all")
     for part in plan.factors:
         search, held = (f"{part_.windows:,} × {part.length:,}" for part_ in (part.searched, part.held_out))
         flops = [_big(number, "FLOP") for number in (part.pass_flops, part.flops)]

@@ -96,8 +96,8 @@ def test_a_killed_rank_ends_the_run_with_one_line_and_a_journal(tmp_path: Path) 
     scored: list[int] = []
     plain = run.Journal.remembering
 
-    def counting(self: Any, nats_of: Any) -> Any:
-        return plain(self, lambda table, documents: (scored.append(1), nats_of(table, documents))[1])
+    def counting(self: Any, nats_of: Any, windows: int) -> Any:
+        return plain(self, lambda table, documents: (scored.append(1), nats_of(table, documents))[1], windows)
 
     request = run.Request(
         str(TINY), tuple(TEXTS[:4]), (1.5,), windows=1, max_evals=3, journal=journal, resume=True, settings=CPU

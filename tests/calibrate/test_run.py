@@ -246,7 +246,7 @@ def test_the_check_of_the_contract_can_fail() -> None:
 def test_the_file_is_what_the_contract_promises(road: tuple[dict[str, Any], Path]) -> None:
     """Every member with its type, and values that agree with one another."""
     content, _ = road
-    assert list(against(content, CONTRACT | {"command": str})) == []
+    assert list(against(content, CONTRACT)) == []
     assert (content["kind"], content["schema_version"], content["seed"]) == ("ropecli.calibration", 1, 0)
     checkpoint = read_checkpoint(str(TINY))
     assert content["checkpoint"] == {
@@ -797,8 +797,7 @@ def test_a_report_and_a_figure_come_with_the_file(tmp_path: Path) -> None:
         json.loads((tmp_path / "out.json").read_text("utf-8")),
         (tmp_path / "a page.html").read_text("utf-8"),
     )
-    assert content["command"] == shlex.join(["ropecli", "calibrate", str(TINY), *words])
-    assert html.escape(content["command"]) in page
+    assert html.escape(shlex.join(["ropecli", "calibrate", str(TINY), *words])) in page
     assert content["reason"][1:20] in page
     assert page.count("<svg") >= 3
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
