@@ -321,7 +321,9 @@ class Law:
 
     points            (factor, attention factor that the search found, whatever the decision for that factor was)
     a_ci95, b_ci95    95 % intervals; None with two points, which any line fits
-    default_rejected  whether YaRN's own a = 0.1, b = 1 (`YARN_LAW`) is rejected at the 5 % level;
+    default_loss      what YaRN's own a = 0.1, b = 1 (`YARN_LAW`) costs more on held-out text at the same corners, all
+                      factors together: (nats a token, low and high end of the 95 % interval)
+    default_rejected  whether that interval lies above zero; where it was not scored, whether the points reject it;
                       None with two points
     """
 
@@ -331,17 +333,18 @@ class Law:
     b_ci95: tuple[float, float] | None
     points: tuple[tuple[float, float], ...]
     default_rejected: bool | None
+    default_loss: tuple[float, float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The `law` block of a calibration file."""
-        a, b = YARN_LAW
+        (a, b), loss = YARN_LAW, self.default_loss
         return {
             "a": self.a,
             "b": self.b,
             "a_ci95": self.a_ci95 and list(self.a_ci95),
             "b_ci95": self.b_ci95 and list(self.b_ci95),
             "points": [{"factor": factor, "attention_factor": m} for factor, m in self.points],
-            "default": {"a": a, "b": b},
+            "default": {"a": a, "b": b} | ({"delta": loss[0], "ci95": list(loss[1:])} if loss else {}),
             "default_rejected": self.default_rejected,
         }
 

@@ -96,7 +96,7 @@ def scorer(loaded: LoadedModel, layer: str, bands: Bands) -> Callable[[Frequenci
 
 
 @contextmanager
-def interruptible(trials: Trials) -> Iterator[list[int]]:
+def interruptible(*trials: Trials) -> Iterator[list[int]]:
     """Inside the block the first Ctrl-C or SIGTERM only stops the search; the second one ends the program.
 
     Yields a list that holds the signal's number once it came.
@@ -107,7 +107,8 @@ def interruptible(trials: Trials) -> Iterator[list[int]]:
         if received:
             signal.default_int_handler(number, frame)
         received.append(number)
-        trials.stopped = True
+        for each in trials:
+            each.stopped = True
 
     had = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -38,8 +38,8 @@ from calibrate.journal import Journal, file_fingerprint
 from calibrate.model import LoadedModel, Tokenizer, check_settings, load, load_tokenizer, refuse_unknown, rotating_with
 from calibrate.objective import Objective, Space, method
 from calibrate.score import token_nll
-from calibrate.sharing import Sharing, shared
-from calibrate.statistics import fitted_line
+from calibrate.sharing import Sharing, against_default_law, shared
+from calibrate.statistics import Difference, fitted_line
 from calibrate.trials import Budget, SearchStopped
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
@@ -234,18 +234,24 @@ def _data(sources: Sequence[Source]) -> tuple[Mapping[str, Any], ...]:
     return tuple(asdict(source) for source in sources)
 
 
-def law_of(fits: Sequence[Fit]) -> Law | None:
+def law_of(fits: Sequence[Fit], against_default: Difference | None = None) -> Law | None:
     """The line through what was found, each factor with the same weight; None for a single factor.
 
     The attention factors are those of the searches, also where a verdict kept the default: a line through defaults
-    would be YaRN's own. No search knows m to better than its tolerance.
+    would be YaRN's own. No search knows m to better than its tolerance. Whether YaRN's law is rejected is told by
+    `against_default`, losses on held-out text at the same corners, and without it by the scatter of the points alone.
     """
     if len(fits) < 2:
         return None
     points = tuple((found.factor, found.attention_factor) for found in fits)
     factors, m = np.array(points).T
     line = fitted_line(np.log(factors), m, YARN_LAW, resolution=search.TEMPERATURE_TOLERANCE)
-    return Law(line.slope, line.intercept, line.slope_ci95, line.intercept_ci95, points, line.against_rejected)
+    if against_default is None or not math.isfinite(against_default.high):
+        rejected, loss = line.against_rejected, None
+    else:
+        low, high = 0.0 - against_default.high, 0.0 - against_default.low
+        rejected, loss = low > 0, (0.0 - against_default.delta, low, high)
+    return Law(line.slope, line.intercept, line.slope_ci95, line.intercept_ci95, points, rejected, loss)
 
 
 def _joined_notes(tune: Tune, fits: Sequence[Fit], law: Law | None, more: Sequence[str]) -> tuple[str, ...]:
@@ -305,8 +311,13 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
             else:
                 notes.append(sharing.note)
                 if sharing.supported:
-                    fits = [judge(request, prepared, found, journal, observer) for found in sharing.founds]
-    return _joined(request, prepared, tuple(reversed(fits)), tuple(notes), budget.seconds), stopped_by
+                    founds = list(sharing.founds)
+                    fits = [judge(request, prepared, found, journal, observer) for found in founds]
+        against = None
+        if request.tune != "factors" and len(founds) > 1:
+            observer.say("held-out check: 0.1·ln s + 1 at the same corners")
+            against = against_default_law(prepared, founds)
+    return _joined(request, prepared, tuple(reversed(fits)), tuple(notes), budget.seconds, against), stopped_by
 
 
 def try_sharing(
@@ -332,10 +343,15 @@ def versions() -> Mapping[str, str]:
 
 
 def _joined(
-    request: Request, prepared: Prepared, fits: tuple[Fit, ...], notes: tuple[str, ...], seconds: float
+    request: Request,
+    prepared: Prepared,
+    fits: tuple[Fit, ...],
+    notes: tuple[str, ...],
+    seconds: float,
+    against_default: Difference | None,
 ) -> Calibration:
     """The calibration of all factors; `fits` ascend, and the last one speaks for all."""
-    largest, law = fits[-1], law_of(fits)
+    largest, law = fits[-1], law_of(fits, against_default)
     own = (largest.spec.scaling.attention_factor - 1) / math.log(largest.factor), 1.0
     counted = ("evaluations", "gradients", "forward_equivalents", "tokens")
     return Calibration(

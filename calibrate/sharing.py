@@ -1,4 +1,4 @@
-"""One ramp for several factors, unless held-out text asks for one each.
+"""What several factors have in common: one ramp, unless held-out text asks for one each, and a law of the temperature.
 
 The corners of YaRN's ramp say which pairs of the model are slowed, which has nothing to do with how far; so the same
 corners for every factor are the simpler answer, and the one that gives the law of the temperature a meaning.
@@ -93,6 +93,21 @@ def shared(prepared: Prepared, founds: Sequence[Found]) -> Sharing:
         np.sum([_judged(prepared, _held_out_nats(prepared, f), f) for f in some], axis=0) for some in (founds, together)
     )
     return Sharing(together, paired_difference(own, common, tokens))
+
+
+def against_default_law(prepared: Prepared, founds: Sequence[Found]) -> Difference:
+    """What the attention factors that were found are worth against YaRN's 0.1·ln s + 1, at the corners that were found.
+
+    Over the objective's positions of all factors, nats a token, paired by document; below zero they are better.
+    """
+    tokens = np.sum([_judged(prepared, tokens_by_band(f.task.held, f.task.finer), f) for f in founds], axis=0)
+    default = [
+        replace(f, point=f.point._replace(attention_factor=f.task.space.default.attention_factor)) for f in founds
+    ]
+    own, yarn = (
+        np.sum([_judged(prepared, _held_out_nats(prepared, f), f) for f in some], axis=0) for some in (founds, default)
+    )
+    return paired_difference(own, yarn, tokens)
 
 
 def _held_out_nats(prepared: Prepared, found: Found) -> Floats:

@@ -600,12 +600,15 @@ def _held_out_table(rows: "Sequence[Validation]") -> Any:
 
 def _law_line(law: "Law") -> str:
     """What the attention factors of several factors say about YaRN's own law."""
-    verdicts = {
-        None: "two factors cannot say whether YaRN's 0.1·ln s + 1 is right",
-        True: "YaRN's 0.1·ln s + 1 is rejected (95 %)",
-        False: "YaRN's 0.1·ln s + 1 is not rejected (95 %)",
-    }
-    return f"m(s) = {law.a:.3f}·ln s {'-' if law.b < 0 else '+'} {abs(law.b):.3f}; {verdicts[law.default_rejected]}"
+    line = f"m(s) = {law.a:.3f}·ln s {'-' if law.b < 0 else '+'} {abs(law.b):.3f}"
+    if law.default_rejected is None:
+        return f"{line}; two factors cannot say whether YaRN's 0.1·ln s + 1 is right"
+    verdict = f"YaRN's 0.1·ln s + 1 is {'' if law.default_rejected else 'not '}rejected"
+    if law.default_loss is None:
+        return f"{line}; {verdict} (95 %)"
+    loss, low, high = law.default_loss
+    span = f"{loss:+.4f} nats a token, 95 % interval {low:+.4f} to {high:+.4f}"
+    return f"{line}; {verdict}: at the same corners it costs {span}"
 
 
 def row_to_json(row: "Row") -> dict[str, Any]:

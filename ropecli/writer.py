@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ropecli.byte_copy import copy_file
-from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_headers
+from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_headers, verify
 from ropecli.conversion import Conversion
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.safetensors_header import HEADER_BYTES, HEADER_VALUES, INDEX_NAME
 from ropecli.spec import RopeSpec
 from ropecli.staging import is_staging, private_folder, staged
-from ropecli.tables import SHARD, SIDECAR, write_tables
+from ropecli.tables import SHARD, SIDECAR, verify_tables, write_tables
 from ropecli.weight_edits import rewrite_shard
 
 Weights: TypeAlias = Literal["auto", "hardlink", "reflink", "symlink", "copy", "none"]
@@ -270,6 +270,17 @@ def prove(folder: Path, intent: Mapping[str, RopeSpec], name: str) -> None:
                 )
 
 
+def _prove_weights(folder: Path, conversion: Conversion, name: str, weights: Weights) -> None:
+    """Read back what was baked. Raises CheckFailed where a table is not the config's, or a shard is not whole."""
+    resharded = bool(conversion.scaled) or INDEX_NAME in conversion.texts
+    if conversion.tables is None and not resharded:
+        return
+    written = read_checkpoint(str(folder))
+    shards = verify(written) if resharded and weights != "none" else ()
+    for problem in (*verify_tables(folder, written), *shards):
+        raise CheckFailed(problem.problem, where=problem.where.replace(str(folder), name), hint="please report it")
+
+
 def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force: bool = False) -> Receipt:
     """Carry out a conversion. Everything that can be checked is checked before the first byte is written.
 
@@ -303,6 +314,7 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
                     ways[name] = place(path, target, weights)
                 new_bytes += path.stat().st_size if ways[name] in ("copy", "rewritten") else 0
             prove(stage, conversion.intent, str(out))
+            _prove_weights(stage, conversion, str(out), weights)
     except OSError as error:
         raise _not_written(error, out) from error
     return Receipt(out, ways, new_bytes, table_error)

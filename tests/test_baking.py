@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ropecli import writer
 from ropecli.checkpoint import read_checkpoint, read_tensor, tensor_headers, verify
 from ropecli.cli import main
 from ropecli.tables import SHARD, SIDECAR, attach
@@ -113,6 +114,36 @@ def test_a_folded_temperature_is_shown(checkpoint, tmp_path, capsys):
     assert (shown["kind"], shown["attention_factor"]) == ("cos-sin", [1.0])
     assert shown["folded_attention_factor"] == {"default": 1.3}
     assert baked(checkpoint, capsys) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "damage"),
+    [
+        ("write_tables", ("--bake", "cos-sin"), lambda data: data[:-4] + b"\0\0\0\1"),
+        ("write_tables", ("--bake", "inv-freq", "--bake-into", "shards"), lambda data: data[:-8]),
+        ("rewrite_shard", ("--bake", "attention-factor"), lambda data: data[:-2]),
+    ],
+    ids=["a wrong table", "a short table", "a short shard"],
+)
+def test_what_was_baked_is_read_back_before_it_appears(step, options, damage, checkpoint, tmp_path, monkeypatch):
+    """A file that a disk or a mistake spoiled is exit status 1, and there is no output."""
+    real = getattr(writer, step)
+
+    def spoiled(first: Any, file: Path, *more: Any) -> Any:
+        result = real(first, file, *more)
+        file.write_bytes(damage(file.read_bytes()))
+        return result
+
+    monkeypatch.setattr(writer, step, spoiled)
+    assert convert(checkpoint, tmp_path / "out", *options) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_tables_without_weights(checkpoint, tmp_path):
+    """`--weights none` leaves the shards to somebody else; tables and index are there."""
+    out = tmp_path / "out"
+    assert convert(checkpoint, out, "--bake", "cos-sin", "--bake-into", "shards", "--weights", "none") == 0
+    assert [path.name for path in out.glob("*.safetensors")] == [SHARD]
 
 
 def as_one_file(folder: Path) -> None:

@@ -236,6 +236,12 @@ def _law(block: Mapping[str, Any], original: int) -> Html:
         True: "YaRN's own law is rejected (95 %).",
         False: "YaRN's own law is not rejected (95 %).",
     }[block["default_rejected"]]
+    if "ci95" in block["default"]:
+        low, high = block["default"]["ci95"]
+        verdict += (
+            f" At the same corners it costs {figures.signed(block['default']['delta'])} nats a token on held-out text "
+            f"(95 % interval {figures.signed(low)} to {figures.signed(high)})."
+        )
     sign = "−" if block["b"] < 0 else "+"
     formula = f"m(s) = {block['a']:.3f}·ln s {sign} {abs(block['b']):.3f}."
     picture = figure(

@@ -10,7 +10,7 @@ from scipy import stats
 
 from calibrate.calibration import Fit, Law
 from calibrate.run import law_of
-from calibrate.statistics import Line, fitted_line
+from calibrate.statistics import Difference, Line, fitted_line
 from ropecli.spec import RopeSpec, Yarn
 
 YARN = (0.1, 1.0)
@@ -149,3 +149,16 @@ def test_the_law_as_json() -> None:
         "default": {"a": 0.1, "b": 1.0},
         "default_rejected": None,
     }
+
+
+def test_held_out_text_decides_on_yarns_law_where_it_was_asked() -> None:
+    """Three points that scatter too much to tell anything: the losses at the same corners do."""
+    fits = [fit(2, 1.00), fit(4, 1.13), fit(8, 1.10)]
+    alone = law_of(fits)
+    assert alone is not None
+    assert not alone.default_rejected
+    for high, rejected in ((-0.002, True), (0.001, False)):
+        law = law_of(fits, Difference(-0.004, -0.006, high, 12))
+        assert law is not None
+        assert law.default_rejected is rejected
+        assert law.to_json()["default"] == {"a": 0.1, "b": 1.0, "delta": 0.004, "ci95": [-high, 0.006]}

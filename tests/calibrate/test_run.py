@@ -465,13 +465,13 @@ def test_several_factors_in_one_file(journalled: tuple[dict[str, Any], list[str]
     assert [trial["factor"] for trial in content["search"]["trace"] if trial["tokens"]] == [1.5] * 3 + [2.0] * 3
 
 
-def test_two_factors_give_a_law_without_a_verdict(journalled: tuple[dict[str, Any], list[str]]) -> None:
-    """The law is the line through the two m that were found; nothing is left to judge it by, and the file says so."""
+def test_two_factors_give_a_law_that_held_out_text_judges(journalled: tuple[dict[str, Any], list[str]]) -> None:
+    """The law is the line through the two m that were found; here they are YaRN's own, which costs nothing more."""
     content, _ = journalled
     law, temperature = content["law"], content["temperature"]
     assert temperature == {"a": law["a"], "b": law["b"]}
-    assert law["default"] == {"a": 0.1, "b": 1.0}
-    assert (law["a_ci95"], law["b_ci95"], law["default_rejected"]) == (None, None, None)
+    assert law["default"] == {"a": 0.1, "b": 1.0, "delta": 0.0, "ci95": [0.0, 0.0]}
+    assert (law["a_ci95"], law["b_ci95"], law["default_rejected"]) == (None, None, False)
     assert [point["factor"] for point in law["points"]] == [1.5, 2.0]
     for point in law["points"]:
         assert law["a"] * math.log(point["factor"]) + law["b"] == pytest.approx(point["attention_factor"])

@@ -12,7 +12,7 @@ from calibrate.corpus import Corpus, Document
 from calibrate.fit import Found, Prepared, Task
 from calibrate.objective import Objective, Point, Space
 from calibrate.score import Bands, Floats
-from calibrate.sharing import Sharing, shared
+from calibrate.sharing import Sharing, against_default_law, shared
 from calibrate.trials import Budget, SearchStopped, Trials
 from ropecli.frequencies import Frequencies
 from ropecli.spec import RopeSpec
@@ -105,3 +105,15 @@ def test_a_spent_budget_stops_it() -> None:
     with pytest.raises(SearchStopped):
         shared(prepared(), founds)
     assert all(len(each.trials.trials) <= 1 for each in founds)
+
+
+@pytest.mark.parametrize("like_yarn", [True, False])
+def test_yarns_law_is_judged_at_the_corners_that_were_found(like_yarn: bool) -> None:
+    """Models whose best temperatures are YaRN's do not reject it; those that want it cooler do, by what it costs."""
+    best = [Space(PLAIN, s).default.attention_factor * (1 if like_yarn else 0.95) for s in FACTORS]
+    founds = [found(s, (3, 8), (3, 8), m, noise=0.001) for s, m in zip(FACTORS, best, strict=True)]
+    worth = against_default_law(prepared(), founds)
+    assert (worth.high < 0) is not like_yarn
+    costs = [4 * (m / 0.95 * 0.05) ** 2 * (round(256 * s) - 256) for s, m in zip(FACTORS, best, strict=True)]
+    expected = 0.0 if like_yarn else -sum(costs) / sum(round(256 * s) - 256 for s in FACTORS)
+    assert worth.delta == pytest.approx(expected, abs=0.002)

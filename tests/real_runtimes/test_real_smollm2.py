@@ -1,8 +1,8 @@
-"""SmolLM2's own GGUF, converted: a real model in the real llama.cpp, transformers and MLX-LM.
+"""SmolLM2's own GGUF, converted: a real model in the real llama.cpp, and de-quantised in transformers 5 and 4.
 
 The model was trained at 8,192 tokens; a window beyond them takes a minute a case in llama.cpp on two cores. Whether a
 runtime rotates as it was asked to does not depend on where L is, so it is declared to be at 512 tokens, and the windows
-go beyond that.
+go beyond that. MLX-LM is left to the tiny checkpoint: its CPU backend takes minutes for a window of this model.
 """
 
 import json
@@ -43,8 +43,8 @@ OPTIONS = {
 
 QUANTISED = Agreement(0.01, 0.8)
 """The worst that counts as the same model where weights are Q4_1: llama.cpp rounds activations to eight bits in each
-multiplication, transformers de-quantises the weights and rounds nothing. Measured on the file as it is, which no
-conversion has touched: 0.004 nats."""
+multiplication, transformers de-quantises the weights and rounds nothing. Measured: 0.004 nats for the file as it is,
+which no conversion has touched; 0.002 and 0.005 for the converted ones; 0.25 and more for one in place of another."""
 
 
 def embeddings(source: Path) -> dict[str, RopeSpec]:
@@ -134,8 +134,11 @@ def scores(calibrated: tuple[list[int], Scores, Path]) -> Callable[[str], Scores
     @cache
     def score(runtime: str) -> Scores:
         result = folder.parent / f"{runtime}.npz"
-        script = "score_mlx.py" if runtime == "mlx" else "score_transformers.py"
-        command = [str(Path(__file__).parent / script), str(folder.parent / "folders.json"), str(result)]
+        command = [
+            str(Path(__file__).parent / "score_transformers.py"),
+            str(folder.parent / "folders.json"),
+            str(result),
+        ]
         if runtime == "transformers-5":
             subprocess.run([sys.executable, *command], check=True)
         else:
@@ -194,7 +197,7 @@ def test_what_carries_it(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-@pytest.mark.parametrize("runtime", ["transformers-5", "transformers-4", "mlx"])
+@pytest.mark.parametrize("runtime", ["transformers-5", "transformers-4"])
 def test_a_converted_folder_is_the_calibrators_model(
     runtime: str, case: str, calibrated: tuple[list[int], Scores, Path], scores: Callable[[str], Scores]
 ) -> None:
