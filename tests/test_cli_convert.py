@@ -478,11 +478,11 @@ def test_a_dry_run_refuses_what_a_real_run_refuses(output, status, run, checkpoi
 def test_an_interrupt_has_status_130(run, checkpoint, tmp_path, monkeypatch):
     """Ctrl-C while a calibration is awaited ends without a word of Python's, and nothing is written."""
 
-    class Waiting(io.StringIO):
-        def read(self, *_: Any) -> str:
+    class Waiting(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys, "stdin", Waiting())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Waiting()))
     status, stdout, stderr = run("convert", checkpoint, "-o", tmp_path / "out", "--from", "-")
     assert (status, stdout) == (130, "")
     assert "Traceback" not in stderr
