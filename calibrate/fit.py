@@ -306,7 +306,7 @@ def fit(
     """Search one factor, check on held-out documents, decide. Also returns the signal that stopped it, if any."""
     loaded, layer = prepared.loaded, prepared.layer
     observer.expect(expected_passes(request, task.space, len(task.found), budget.max_evals))
-    at_once = windows_at_once(task.length, loaded.device)
+    at_once = windows_at_once(task.length, loaded.device) * loaded.ranks.copies
     nats_of = journal.remembering(scorer(loaded, layer, task.bands), at_once)
     trials = Trials(
         nats_of,

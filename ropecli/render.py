@@ -441,8 +441,8 @@ def _big(number: float, unit: str) -> str:
 def show_cost(plan: "Plan") -> None:
     """What a calibration will cost: a line a factor, then memory and time."""
     active = f", {_big(plan.shape.active, '').rstrip()} met by a token" if plan.shape.sparse else ""
-    title = f"{plan.source}: {_big(plan.shape.parameters, '').rstrip()} parameters{active}, {plan.dtype}"
-    table = _plain_table("factor", "window", "search", "held out", "passes", "one pass", "in all", title=title)
+    emit(f"{printable(plan.source)}: {_big(plan.shape.parameters, '').rstrip()} parameters{active}, {plan.dtype}\n")
+    table = _plain_table("factor", "window", "search", "held out", "passes", "one pass", "in all")
     for part in plan.factors:
         search, held = (f"{part_.windows:,} × {part.length:,}" for part_ in (part.searched, part.held_out))
         flops = [_big(number, "FLOP") for number in (part.pass_flops, part.flops)]
