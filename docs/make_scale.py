@@ -174,12 +174,14 @@ by the number of GPUs for the time. Memory is that of one GPU when {PARTS} hold 
 
 What follows from it:
 
-- Attention is most of the work from some 100k tokens on, and there the cost grows with the square of the window.
-- Half of the cost at any length is saved by `--max-evals`; the search looks at few documents first.
-- At 1M tokens the stream of activations alone fills a GPU: it is not cut over the ranks. A calibration at a shorter
-  window of the same factor is cheaper, but says nothing about the positions that it does not reach.
-- A machine of 8 GPUs with 80 GB holds what the last column says is below 80. For the rest, use more machines with
-  `--device-map auto` in one process a machine, or fewer bits.
+- Between 32k and 1M the attention overtakes the matrices, and from there on four times the window is sixteen times the
+  work. At 32k a calibration costs minutes or hours of one machine, at 1M days.
+- More GPUs take less time in proportion, up to one window each; few windows a document are enough for many GPUs when
+  there are many documents.
+- The stream of activations is not cut over the ranks of one model: at 1M tokens it is most of the memory of an 8B or
+  70B model. A shorter window needs less, but says nothing about the positions that it does not reach.
+- Where the last column is above what a GPU has, the model does not fit in that form: a larger GPU or weights of fewer
+  bits are needed. More than {PARTS} parts are not possible with {PARTS} heads for keys and values.
 
 ## Is it true?
 
