@@ -338,7 +338,8 @@ def _finer(
     """(the divisors where they are proved better, else `yarn`; gradients; whether it ended by itself; notes)."""
     loaded, task, objective = prepared.loaded, found.task, prepared.objective
     slope_of = journal.remembering_slopes(
-        functools.partial(slope, loaded, prepared.layer), windows_at_once(task.length, loaded.device)
+        functools.partial(slope, loaded, prepared.layer),
+        windows_at_once(task.length, loaded.device) * loaded.ranks.copies,
     )
     try:
         finer = polish.divisors(

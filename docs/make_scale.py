@@ -81,7 +81,7 @@ over the GPUs of one process, which then work one after the other.
 Every process takes the same steps, and a window's loss is added in the same order whoever computed it, so the result is
 that of one process. The first one speaks and writes. When one dies, the first says so and ends with status 4, torchrun
 ends the others and itself with 1, and the journal beside `--output` has every score: start the same line again with
-`--resume`, with any number of processes. Ctrl-C and SIGTERM stop the search and write the best so far, if the held-out
+`--resume`. Ctrl-C and SIGTERM stop the search and write the best so far, if the held-out
 check ends within the 30 seconds that torchrun grants; if not, the journal has it.
 """
 
@@ -224,8 +224,8 @@ print(json.dumps({"length": length, "flops": window_flops(shape, length).total, 
 """
 
 
-def measure(sources: list[str]) -> dict[str, Any]:
-    """Score windows of each checkpoint, and calibrate the first one."""
+def measured_windows(sources: list[str]) -> list[dict[str, Any]]:
+    """Score windows of each checkpoint."""
     windows = []
     for source in sources:
         original = transformers.AutoConfig.from_pretrained(source).max_position_embeddings
@@ -235,29 +235,35 @@ def measure(sources: list[str]) -> dict[str, Any]:
             label = "SmolLM2-135M" if original == 8192 else source
             windows.append({"checkpoint": label, **json.loads(line)})
             print(windows[-1], file=sys.stderr)
-    command = [
-        sys.executable,
-        "-m",
-        "ropecli",
-        "calibrate",
-        sources[0],
-        "--data",
-        "examples/text/calibration",
-        "--factor",
-        "4",
-    ]
-    result = json.loads(subprocess.run([*command, "-q"], check=True, stdout=subprocess.PIPE, text=True).stdout)
-    plan = json.loads(subprocess.run([*command, "--plan-only", "--json"], check=True, stdout=subprocess.PIPE).stdout)
+    return windows
+
+
+def measured_passes() -> dict[str, Any]:
+    """Calibrate the tiny checkpoint, and plan the same."""
+    wanted = ["calibrate", "examples/tiny", "--data", "examples/text/calibration", "--factor", "4", "-q"]
+    run, plan = (
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-m", "ropecli", *wanted, *options], check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
+        )
+        for options in ([], ["--plan-only", "--json"])
+    )
     predicted = plan["factors"][0]["forward_equivalents"]
-    model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return {
-        "machine": model.partition(":")[2].strip(),
-        "windows": windows,
-        "passes": {"factor": 4, "measured": result["cost"]["forward_equivalents"], "predicted": predicted},
-    }
+    return {"factor": 4, "measured": run["cost"]["forward_equivalents"], "predicted": predicted}
+
+
+def machine() -> str:
+    """The processor's name."""
+    return next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        if line.startswith("model name")
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        MEASURED.write_text(json.dumps(measure(sys.argv[2:]), indent=1) + "\n", encoding="utf-8")
+        found = {"machine": machine(), "windows": measured_windows(sys.argv[2:]), "passes": measured_passes()}
+        MEASURED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
