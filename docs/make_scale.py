@@ -194,8 +194,9 @@ of its others; memory is the peak while scoring, above the loaded model.
 
 {chr(10).join(comparison(measured["windows"]))}
 
-The search itself: `calibrate examples/tiny --factor {passes["factor"]:g}` cost {passes["measured"]:.1f} passes where
-{passes["predicted"]:.1f} were predicted ({passes["predicted"] / passes["measured"] - 1:+.0%}).
+The search: `calibrate examples/tiny --factor {passes["factor"]:g}` cost {passes["measured"]:.1f} passes. The plan said
+{passes["predicted"]:.1f} ({passes["predicted"] / passes["measured"] - 1:+.0%}), which is the most that it can cost: a
+search leaves out what its first looks make hopeless.
 """
 
 
