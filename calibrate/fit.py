@@ -307,7 +307,7 @@ def fit(
     """Search one factor, check on held-out documents, decide. Also returns the signal that stopped it, if any."""
     loaded, layer = prepared.loaded, prepared.layer
     observer.expect(expected_passes(request, task.space, len(task.found), budget.max_evals))
-    at_once = windows_at_once(task.length, loaded.device)
+    at_once = windows_at_once(task.length, loaded.device) * loaded.ranks.copies
     nats_of = journal.remembering(scorer(loaded, layer, task.bands), at_once)
     trials = Trials(
         nats_of,
@@ -339,7 +339,8 @@ def _finer(
     """(the divisors where they are proved better, else `yarn`; gradients; whether it ended by itself; notes)."""
     loaded, task, objective = prepared.loaded, found.task, prepared.objective
     slope_of = journal.remembering_slopes(
-        functools.partial(slope, loaded, prepared.layer), windows_at_once(task.length, loaded.device)
+        functools.partial(slope, loaded, prepared.layer),
+        windows_at_once(task.length, loaded.device) * loaded.ranks.copies,
     )
     try:
         finer = polish.divisors(

@@ -3,7 +3,7 @@
 import contextlib
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from calibrate.cost import AttentionKind, Shape
 from ropecli.checkpoint import read_json, tensor_headers
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
 from ropecli.frequencies import Frequencies, frequencies
-from ropecli.spec import Linear, Plain, RopeSpec, Yarn
+from ropecli.spec import Dynamic, Linear, Plain, RopeSpec, Yarn
 
 DTYPES = {
     "float32": torch.float32,
@@ -356,6 +356,8 @@ def as_loaded(spec: RopeSpec, length: int | None = None) -> Frequencies:
     that of the checkpoint which `convert` writes.
     """
     match spec.scaling:
+        case Dynamic() if length is not None and length <= spec.original_length:
+            return as_loaded(replace(spec, scaling=Plain()))
         case Plain():
             kind: dict[str, Any] = {"rope_type": "default"}
         case Linear(factor):

@@ -50,10 +50,10 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 class Ranks:
     """This process among the others.
 
-    rank, size  its number and how many there are
-    local       its number on its own machine, which is that of its GPU
+    rank, size       its number and how many there are
+    local            its number on its own machine, which is that of its GPU
     on_this_machine  ranks that share the machine
-    tensor      ranks that hold one copy of the model together; they score the same windows
+    tensor           ranks that hold one copy of the model together; they score the same windows
     """
 
     rank: int = 0

@@ -37,7 +37,7 @@ from calibrate.fit import (
 from calibrate.journal import Journal, file_fingerprint
 from calibrate.model import LoadedModel, Tokenizer, check_settings, load, load_tokenizer, refuse_unknown, rotating_with
 from calibrate.objective import Objective, Space, method
-from calibrate.score import token_nll
+from calibrate.score import picked, token_nll
 from calibrate.sharing import Sharing, against_default_law, shared
 from calibrate.statistics import Difference, fitted_line
 from calibrate.trials import Budget, SearchStopped
@@ -279,7 +279,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     loaded, tasks = prepared.loaded, prepared.tasks
     for task in tasks:
         of_gguf = " (a GGUF, de-quantised)" if loaded.dequantised else ""
-        observer.say(f"{task.plan}; {loaded.device.type}, {loaded.dtype}{of_gguf}")
+        observer.say(f"{task.plan}; {picked(loaded, task.length)}{of_gguf}")
     loaded.ranks.check_same([(task.found, task.held) for task in tasks], "the windows")
     prove_alive(loaded, prepared.layer, tasks[0].space, tasks[0].found[0])
 

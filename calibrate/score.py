@@ -127,7 +127,12 @@ def sliced_nll(
 
 
 def windows_at_once(length: int, device: torch.device) -> int:
-    """How many windows to score in one batch: 8k tokens on a CPU, 32k elsewhere, at least one window."""
+    """How many windows to score in one batch: 8k tokens on a CPU, 32k elsewhere, at least one window.
+
+    A rule and not a measurement, as the dtype is the checkpoint's and the attention transformers' choice: no kernel
+    promises the same last bit for every size of a batch, and the same text on the same machine must give the same file,
+    however busy the machine is. `benchmarks/` measure the rule.
+    """
     return max(1, (2**13 if device.type == "cpu" else 2**15) // length)
 
 
@@ -141,6 +146,15 @@ def batches(documents: Sequence[Document], windows: int) -> Iterator[Sequence[Do
         held += len(document.windows)
     if documents:
         yield documents[first:]
+
+
+def picked(loaded: LoadedModel, length: int) -> str:
+    """How windows of `length` tokens are scored, in a few words."""
+    count = windows_at_once(length, loaded.device)
+    attention = getattr(loaded.model.config, "_attn_implementation", None) or "own"
+    shared = f", {loaded.ranks.size} processes" if loaded.ranks.size > 1 else ""
+    batch = f"{count} windows" if count > 1 else "one window"
+    return f"{loaded.device}, {loaded.dtype}, {attention} attention, {batch} at once{shared}"
 
 
 def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Bands) -> Floats:

@@ -81,7 +81,7 @@ over the GPUs of one process, which then work one after the other.
 Every process takes the same steps, and a window's loss is added in the same order whoever computed it, so the result is
 that of one process. The first one speaks and writes. When one dies, the first says so and ends with status 4, torchrun
 ends the others and itself with 1, and the journal beside `--output` has every score: start the same line again with
-`--resume`, with any number of processes. Ctrl-C and SIGTERM stop the search and write the best so far, if the held-out
+`--resume`. Ctrl-C and SIGTERM stop the search and write the best so far, if the held-out
 check ends within the 30 seconds that torchrun grants; if not, the journal has it.
 """
 
@@ -174,12 +174,14 @@ by the number of GPUs for the time. Memory is that of one GPU when {PARTS} hold 
 
 What follows from it:
 
-- Attention is most of the work from some 100k tokens on, and there the cost grows with the square of the window.
-- Half of the cost at any length is saved by `--max-evals`; the search looks at few documents first.
-- At 1M tokens the stream of activations alone fills a GPU: it is not cut over the ranks. A calibration at a shorter
-  window of the same factor is cheaper, but says nothing about the positions that it does not reach.
-- A machine of 8 GPUs with 80 GB holds what the last column says is below 80. For the rest, use more machines with
-  `--device-map auto` in one process a machine, or fewer bits.
+- Between 32k and 1M the attention overtakes the matrices, and from there on four times the window is sixteen times the
+  work. At 32k a calibration costs minutes or hours of one machine, at 1M days.
+- More GPUs take less time in proportion, up to one window each; few windows a document are enough for many GPUs when
+  there are many documents.
+- The stream of activations is not cut over the ranks of one model: at 1M tokens it is most of the memory of an 8B or
+  70B model. A shorter window needs less, but says nothing about the positions that it does not reach.
+- Where the last column is above what a GPU has, the model does not fit in that form: a larger GPU or weights of fewer
+  bits are needed. More than {PARTS} parts are not possible with {PARTS} heads for keys and values.
 
 ## Is it true?
 
@@ -192,8 +194,9 @@ of its others; memory is the peak while scoring, above the loaded model.
 
 {chr(10).join(comparison(measured["windows"]))}
 
-The search itself: `calibrate examples/tiny --factor {passes["factor"]:g}` cost {passes["measured"]:.1f} passes where
-{passes["predicted"]:.1f} were predicted ({passes["predicted"] / passes["measured"] - 1:+.0%}).
+The search: `calibrate examples/tiny --factor {passes["factor"]:g}` cost {passes["measured"]:.1f} passes. The plan said
+{passes["predicted"]:.1f} ({passes["predicted"] / passes["measured"] - 1:+.0%}), which is the most that it can cost: a
+search leaves out what its first looks make hopeless.
 """
 
 
@@ -222,8 +225,8 @@ print(json.dumps({"length": length, "flops": window_flops(shape, length).total, 
 """
 
 
-def measure(sources: list[str]) -> dict[str, Any]:
-    """Score windows of each checkpoint, and calibrate the first one."""
+def measured_windows(sources: list[str]) -> list[dict[str, Any]]:
+    """Score windows of each checkpoint."""
     windows = []
     for source in sources:
         original = transformers.AutoConfig.from_pretrained(source).max_position_embeddings
@@ -233,29 +236,35 @@ def measure(sources: list[str]) -> dict[str, Any]:
             label = "SmolLM2-135M" if original == 8192 else source
             windows.append({"checkpoint": label, **json.loads(line)})
             print(windows[-1], file=sys.stderr)
-    command = [
-        sys.executable,
-        "-m",
-        "ropecli",
-        "calibrate",
-        sources[0],
-        "--data",
-        "examples/text/calibration",
-        "--factor",
-        "4",
-    ]
-    result = json.loads(subprocess.run([*command, "-q"], check=True, stdout=subprocess.PIPE, text=True).stdout)
-    plan = json.loads(subprocess.run([*command, "--plan-only", "--json"], check=True, stdout=subprocess.PIPE).stdout)
+    return windows
+
+
+def measured_passes() -> dict[str, Any]:
+    """Calibrate the tiny checkpoint, and plan the same."""
+    wanted = ["calibrate", "examples/tiny", "--data", "examples/text/calibration", "--factor", "4", "-q"]
+    run, plan = (
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-m", "ropecli", *wanted, *options], check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
+        )
+        for options in ([], ["--plan-only", "--json"])
+    )
     predicted = plan["factors"][0]["forward_equivalents"]
-    model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return {
-        "machine": model.partition(":")[2].strip(),
-        "windows": windows,
-        "passes": {"factor": 4, "measured": result["cost"]["forward_equivalents"], "predicted": predicted},
-    }
+    return {"factor": 4, "measured": run["cost"]["forward_equivalents"], "predicted": predicted}
+
+
+def machine() -> str:
+    """The processor's name."""
+    return next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        if line.startswith("model name")
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        MEASURED.write_text(json.dumps(measure(sys.argv[2:]), indent=1) + "\n", encoding="utf-8")
+        found = {"machine": machine(), "windows": measured_windows(sys.argv[2:]), "passes": measured_passes()}
+        MEASURED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -509,3 +510,11 @@ def test_a_device_map_loads_the_same_model() -> None:
     plain, mapped = (load(str(TINY), Settings(device_map=device_map)) for device_map in (None, "auto"))
     assert mapped.device == torch.device("cpu")
     assert torch.equal(token_nll(plain.model, ids), token_nll(mapped.model, ids))
+
+
+def test_dynamic_ntk_is_no_scaling_up_to_the_original_length() -> None:
+    """To the last bit, so that it is not told apart from no scaling by how its table was rounded."""
+    spec = RopeSpec(10000.0, 32, 32, 256, 1024, Dynamic(1.0))
+    plain = as_loaded(replace(spec, scaling=Plain()))
+    assert as_loaded(spec, 100) == as_loaded(spec, 256) == plain
+    assert as_loaded(spec, 257) != plain

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import transformers
 
 from calibrate import evaluation, passkey, run
+from calibrate.fit import Request
 from calibrate.model import Settings, pick_device
 from calibrate.parallel import ALONE, Ranks, here, joined
 from ropecli.cli import main
@@ -31,6 +33,10 @@ CPU = Settings(device="cpu")
 
 def data(count: int) -> list[str]:
     return [word for path in TEXTS[:count] for word in ("--data", path)]
+
+
+SEARCH = Request(str(TINY), tuple(TEXTS[:4]), (1.5,), windows=1, settings=CPU)
+SEARCHED = ["calibrate", str(TINY), *data(4), "--factor", "1.5", "--windows", "1", "--device", "cpu"]
 
 
 def finished(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -91,23 +97,14 @@ def test_a_killed_rank_ends_the_run_with_one_line_and_a_journal(tmp_path: Path) 
     assert any("exitcode  : 4 " in line for line in said) or any("exitcode  : -9 " in line for line in said)
     journal = tmp_path / "out.json.journal"
     assert [path.name for path in tmp_path.iterdir()] == [journal.name]
-    known = len(journal.read_text("utf-8").splitlines()) - 1
-    assert known >= 3
-    scored: list[int] = []
-    plain = run.Journal.remembering
-
-    def counting(self: Any, nats_of: Any, windows: int) -> Any:
-        return plain(self, lambda table, documents: (scored.append(1), nats_of(table, documents))[1], windows)
-
-    request = run.Request(
-        str(TINY), tuple(TEXTS[:4]), (1.5,), windows=1, max_evals=3, journal=journal, resume=True, settings=CPU
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Journal, "remembering", counting)
-        calibration, _ = run.calibrate(request, silent())
+    known = journal.read_text("utf-8").splitlines()
+    assert len(known) > 3
+    calibration, _ = run.calibrate(replace(SEARCH, max_evals=3, journal=journal, resume=True), silent())
     assert calibration.cost["evaluations"] == 3
-    # the held-out check alone is left
-    assert len(scored) <= 7
+    lines = journal.read_text("utf-8").splitlines()
+    assert lines[: len(known)] == known
+    # the held-out check alone was left: a line for each table that it needs
+    assert len(lines) - len(known) <= 6
 
 
 def _children(parent: int) -> list[int]:
@@ -150,6 +147,16 @@ def changed(paths, text_field="text"):
     return [corpus.Text(text.name, text.text[1:]) for text in texts], sources
 if rank == 1: evaluation.read_texts = changed
 """
+INTERRUPTED = """
+import signal
+from calibrate import score
+scored, plain = [], score.token_nll
+def interrupted(model, ids):
+    scored.append(1)
+    if rank == 1 and len(scored) == 3: signal.raise_signal(signal.SIGINT)
+    return plain(model, ids)
+score.token_nll = interrupted
+"""
 METHODS = ("none", "yarn")
 
 
@@ -170,12 +177,23 @@ def in_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scenes(in_parts: Path) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where calibrations are written, with the journal of one that ended after two evaluations."""
+    folder = tmp_path_factory.mktemp("out")
+    run.calibrate(replace(SEARCH, max_evals=2, journal=folder / "resumed.json.journal"), silent())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(in_parts: Path, folder: Path) -> dict[str, Any]:
     """What ranks said and how they ended, for each scene."""
     short = ["--lengths", "64", "--windows", "1", "--device", "cpu"]
     two = ["--lengths", "64,384", "--methods", ",".join(METHODS), "--windows", "1", "--json", "--device", "cpu"]
     tiny, even = (["evaluate", str(folder)] for folder in (TINY, in_parts))
+    resumed, stopped = ([*SEARCHED, "-o", str(folder / f"{name}.json")] for name in ("resumed", "stopped"))
     scenes = {
+        "resumed": {"size": 2, "arguments": [*resumed, "--resume", "--max-evals", "4"]},
+        "stopped": {"size": 2, "arguments": stopped, "before": INTERRUPTED},
         "three": {"size": 3, "arguments": [*tiny, *data(5), *two]},
         "passkey": {"size": 2, "arguments": [*tiny, "--passkey", "--lengths", "128", "--trials", "3", "--json"]},
         "parts": {"size": 2, "arguments": [*even, *data(3), *two, "--tensor-parallel", "2"]},
@@ -219,6 +237,24 @@ def test_ranks_evaluate_as_one_process(scene: str, scenes: dict[str, Any], in_pa
     assert [row["nll"] for row in found] == pytest.approx([row.nll for row in rows], abs=1e-6)
     assert abs(rows[1].nll - rows[3].nll) > 1e-3
     assert sum("none 64:" in line for line in scenes[scene]["err"]) == 1
+
+
+def test_ranks_go_on_from_the_journal_of_the_first(scenes: dict[str, Any], folder: Path) -> None:
+    """What it holds they take from it, what it lacks they compute together: the file is that of one process."""
+    assert scenes["resumed"]["statuses"] == [0, 0], scenes["resumed"]["err"]
+    alone, _ = run.calibrate(replace(SEARCH, max_evals=4), silent())
+    found = json.loads((folder / "resumed.json").read_text("utf-8"))
+    assert without_times(found) == without_times(json.loads(json.dumps(alone.to_json())))
+    assert not (folder / "resumed.json.journal").exists()
+
+
+def test_a_signal_to_one_rank_stops_the_search_in_all(scenes: dict[str, Any], folder: Path) -> None:
+    """At the same question; the best so far is checked by all and written by the first, which ends as interrupted."""
+    assert scenes["stopped"]["statuses"] == [130, 0], scenes["stopped"]["err"]
+    found = json.loads((folder / "stopped.json").read_text("utf-8"))
+    assert "the search was stopped before it ended; this is the best of what it had seen" in found["notes"]
+    assert 2 <= found["cost"]["evaluations"] < 8
+    assert len(found["validation"]) == 3
 
 
 def test_ranks_share_the_questions_of_passkey(scenes: dict[str, Any]) -> None:
