@@ -165,6 +165,12 @@ def load(source: str, settings: Settings) -> LoadedModel:
         if is_out_of_memory(error):
             raise NoResource("the model does not fit in memory", where=source, hint="try --dtype bfloat16") from error
         line = str(error).strip().partition("\n")[0]
+        for option, value in (
+            ("--attn-implementation", settings.attn_implementation),
+            ("--device-map", settings.device_map),
+        ):
+            if value and option[2:].replace("-", "_") in str(error):
+                raise BadUsage(f"{value!r} cannot be used: {line}", where=option) from error
         raise BadCheckpoint(
             f"transformers {transformers.__version__} cannot load it: {type(error).__name__}: {line}",
             where=source,

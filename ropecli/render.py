@@ -112,8 +112,19 @@ def json_text(data: Any) -> str:
 
 
 def emit_json(data: Any) -> None:
-    """One JSON document on one line."""
-    emit(json.dumps(data, ensure_ascii=True) + "\n")
+    """One JSON document on one line; numbers that are not finite, which JSON does not have, are null."""
+    emit(json.dumps(_without_infinities(data), ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def _without_infinities(data: Any) -> Any:
+    match data:
+        case float():
+            return data if math.isfinite(data) else None
+        case dict():
+            return {key: _without_infinities(value) for key, value in data.items()}
+        case list() | tuple():
+            return [_without_infinities(value) for value in data]
+    return data
 
 
 def emit_table(table: "Table") -> None:
