@@ -19,8 +19,12 @@ from typing import Any
 
 import pytest
 import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from calibrate.calibration import read_calibration
 from ropecli import cli
+from ropecli.errors import RopeError
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = REPOSITORY / "examples" / "tiny"
@@ -347,6 +351,56 @@ def test_devices_are_no_outputs(device: str, run: Run) -> None:
         assert run("convert", TINY, "-o", device, *YARN, *force)[0] == 2
         assert run("calibrate", TINY, "--data", TINY, "--factor", "2", "-o", device, *force)[0] == 2
     assert Path(device).stat().st_rdev == before.st_rdev
+
+
+words = st.sampled_from(
+    ["--factor", "--json", "--check", "--expect", "--rope-type", "yarn", "4", "nan", "-1", "=", ","]
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(verb=st.sampled_from(["inspect", "convert"]), more=st.lists(words | st.text(max_size=8), max_size=6))
+def test_any_command_line(verb: str, more: list[str], run: Run) -> None:
+    """Whatever stands behind a verb, the status is one of the contract's."""
+    dry = ["--dry-run"] if verb == "convert" else []
+    assert run(verb, TINY, *dry, *(word for word in more if word not in ("-", "-o", "-f")))[0] in (0, 1, 2, 3, 4)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+GOOD: dict[str, Any] = {
+    "kind": "ropecli.calibration",
+    "schema_version": 1,
+    "rope": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+        "beta_slow": 1.0,
+        "beta_fast": 32.0,
+        "attention_factor": 1.1,
+    },
+    "inv_freq": [1.0] * 16,
+}
+
+
+@settings(max_examples=300)
+@given(
+    top=st.dictionaries(st.sampled_from(sorted(GOOD)), anything, max_size=2),
+    inner=st.dictionaries(st.sampled_from(sorted(GOOD["rope"])), anything, max_size=2),
+    cut=st.integers(0, 400),
+)
+def test_any_calibration_file(top: dict[str, Any], inner: dict[str, Any], cut: int) -> None:
+    """Damaged anywhere, or cut off: what was calibrated comes out, or one error on one line."""
+    text = json.dumps(GOOD | {"rope": GOOD["rope"] | inner} | top)
+    try:
+        read_calibration(text[: len(text) - cut] if cut < 100 else text, "file.json")
+    except RopeError as error:
+        message = error.message
+        assert (error.exit_status, message[:9], message.isprintable()) == (3, "file.json", True)  # noqa: PT017
 
 
 def spawn(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
