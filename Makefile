@@ -4,7 +4,9 @@ BIN := .venv/bin
 # a plain `torch` can pull gigabytes of CUDA; this release has a CPU build
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint clean
+FUZZ_SECONDS ?= 60
+
+.PHONY: demo test lint audit fuzz clean
 
 demo: .venv/demo-ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
@@ -18,6 +20,26 @@ lint: .venv/test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# known holes of what is installed; asks an advisory service, so it is no part of `make test`
+audit: .venv-audit/ready
+	.venv-audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# every door for FUZZ_SECONDS, in an environment of its own: atheris is not for every Python
+fuzz: .venv-fuzz/ready
+	for door in config params safetensors index gguf calibration text arguments; do \
+		PYTHONPATH=. .venv-fuzz/bin/python tests/fuzz/fuzz.py $$door -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+	done
+
+.venv-audit/ready:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check "pip-audit>=2.7"
+	touch $@
+
+.venv-fuzz/ready:
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check "atheris>=3" "typer>=0.29" "rich>=13.9" numpy safetensors gguf
+	touch $@
 
 .venv/demo-ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -41,4 +63,4 @@ lint: .venv/test-ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-runtimes build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-runtimes .venv-audit .venv-fuzz build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -197,7 +197,7 @@ def _refuse_shares(source: str, config: Any, device: torch.device, ranks: parall
 
 
 @contextlib.contextmanager
-def _loading(source: str) -> Iterator[None]:
+def _loading(source: str, settings: Settings) -> Iterator[None]:
     """Make one line of whatever transformers raises."""
     try:
         yield
@@ -208,6 +208,12 @@ def _loading(source: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise NoResource("the model does not fit in memory", where=source, hint="try --dtype bfloat16") from error
         line = str(error).strip().partition("\n")[0]
+        for option, value in (
+            ("--attn-implementation", settings.attn_implementation),
+            ("--device-map", settings.device_map),
+        ):
+            if value and option[2:].replace("-", "_") in str(error):
+                raise BadUsage(f"{value!r} cannot be used: {line}", where=option) from error
         raise BadCheckpoint(
             f"transformers {transformers.__version__} cannot load it: {type(error).__name__}: {line}",
             where=source,
@@ -218,7 +224,7 @@ def _loading(source: str) -> Iterator[None]:
 def load_tokenizer(source: str, settings: Settings) -> Tokenizer:
     """The tokenizer alone, without weights; `source` is as in `load`. Raises BadCheckpoint."""
     name, extra = _source(source)
-    with _loading(source):
+    with _loading(source, settings):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name, trust_remote_code=settings.trust_remote_code, **extra
         )
@@ -256,7 +262,7 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
         options["attn_implementation"] = settings.attn_implementation
     if settings.device_map:
         options["device_map"] = settings.device_map
-    with _loading(source):
+    with _loading(source, settings):
         if ranks.tensor > 1:
             _refuse_shares(source, transformers.AutoConfig.from_pretrained(name, **extra), device, ranks)
             options["distributed_config"] = DistributedConfig(tp_size=ranks.tensor)
@@ -341,7 +347,7 @@ def without_weights(source: str, settings: Settings) -> tuple[Shape, str]:
     Raises BadCheckpoint as `load` does.
     """
     name, extra = _source(source)
-    with _loading(source):
+    with _loading(source, settings):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=settings.trust_remote_code, **extra)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)

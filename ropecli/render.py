@@ -67,7 +67,7 @@ def steady_streams() -> Iterator[None]:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-    elif sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
+    elif sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
         raw = io.BufferedWriter(_Unfailing(sys.stderr.fileno(), "w", closefd=False))
         sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, "backslashreplace", line_buffering=True)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -114,8 +114,19 @@ def json_text(data: Any) -> str:
 
 
 def emit_json(data: Any) -> None:
-    """One JSON document on one line."""
-    emit(json.dumps(data, ensure_ascii=True) + "\n")
+    """One JSON document on one line; numbers that are not finite, which JSON does not have, are null."""
+    emit(json.dumps(_without_infinities(data), ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def _without_infinities(data: Any) -> Any:
+    match data:
+        case float():
+            return data if math.isfinite(data) else None
+        case dict():
+            return {key: _without_infinities(value) for key, value in data.items()}
+        case list() | tuple():
+            return [_without_infinities(value) for value in data]
+    return data
 
 
 def emit_table(table: "Table") -> None:

@@ -74,6 +74,8 @@ def _walk(source: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple
             yield from _walk(source, path, (*above, real))
         elif path.is_file():
             yield str(path.relative_to(source)), path
+        elif not path.is_dir():
+            raise BadCheckpoint("expected a file or a folder, found a device or a pipe", where=str(path))
 
 
 def _leaks(source: Path, link: Path) -> bool:
@@ -206,7 +208,8 @@ def _carried(conversion: Conversion, weights: Weights) -> dict[str, Path]:
         if conversion.scaled:
             raise BadUsage("the attention factor goes into the weights, which none leaves out", where="--weights")
         return {name: path for name, path in files.items() if not name.endswith(WEIGHT_SUFFIXES)}
-    if any(name.endswith((".safetensors", ".safetensors.index.json")) and Path(name).name == name for name in files):
+    entries = [path.name for path in source.iterdir()]  # a folder of such a name is none of the files
+    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in entries):
         tensor_headers(source)
     return files
 
@@ -225,6 +228,12 @@ def _check_target(source: Path, out: Path, *, force: bool) -> None:
         raise OutputExists("is a link that leads nowhere", where=str(out), hint="remove it, or choose another name")
     if out.exists() and not (out.is_dir() and (out / "config.json").exists()):
         raise OutputExists("is not a checkpoint, so it is not replaced", where=str(out), hint="choose another name")
+
+
+def _check_unchanged(path: Path, before: os.stat_result) -> None:
+    now = path.stat()
+    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise BadCheckpoint("the file changed while it was copied", where=str(path), hint="wait until it is complete")
 
 
 def _check_space(files: Mapping[str, Path], out: Path, weights: Weights) -> None:
@@ -311,7 +320,9 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
                     rewrite_shard(path, target, conversion.scaled[name])
                     ways[name] = "rewritten"
                 else:
+                    before = path.stat()
                     ways[name] = place(path, target, weights)
+                    _check_unchanged(path, before)
                 new_bytes += path.stat().st_size if ways[name] in ("copy", "rewritten") else 0
             prove(stage, conversion.intent, str(out))
             _prove_weights(stage, conversion, str(out), weights)

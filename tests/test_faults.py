@@ -1,0 +1,255 @@
+"""Faults on purpose, a few of each kind and none by chance: the source is untouched, the output whole or absent.
+
+tests/faults/faults.py does the same at random moments and for every write; docs/reliability.md has its table.
+"""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ropecli import cli, conversion, gguf_writer, staging, writer
+from ropecli.checkpoint import read_checkpoint, verify
+from ropecli.errors import BadCheckpoint, OutputExists
+from ropecli.staging import private_folder, staged
+
+REPOSITORY = Path(__file__).parent.parent
+YARN = ("--rope-type", "yarn", "--factor", "4")
+
+
+def status_of(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+PAUSE = """
+import os, signal, sys
+from ropecli import cli, writer
+
+prove = writer.prove
+
+def paused(*arguments):
+    prove(*arguments)
+    os.kill(os.getpid(), int(sys.argv.pop(1)))
+
+writer.prove = paused
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_signal_leaves_no_half_output(name: str, checkpoint: Path, tmp_path: Path, tree: Callable[..., Any]) -> None:
+    """Just before the output would appear: 128 + the signal, nothing left; after SIGKILL the next run tidies up."""
+    number = getattr(signal, name)
+    before = tree(checkpoint)
+    out = tmp_path / "out"
+    words = ["convert", str(checkpoint), "-o", str(out), "--weights", "copy", *YARN]
+    command = [sys.executable, "-c", PAUSE, str(int(number)), *words]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=60)
+    killed = name == "SIGKILL"
+    assert done.returncode == (-number if killed else 128 + number), done.stderr
+    assert done.stderr == ""
+    left = [path for path in names(tmp_path) if path != "source"]
+    assert [staging.is_staging(path) for path in left] == [True] * killed
+    assert tree(checkpoint) == before
+    assert status_of(*words) == 0
+    assert names(tmp_path) == ["out", "source"]
+    assert not verify(read_checkpoint(str(out)))
+
+
+def test_a_signal_that_is_ignored_stays_ignored(checkpoint: Path, tmp_path: Path) -> None:
+    """Under nohup, SIGHUP ends nothing."""
+    words = ["convert", str(checkpoint), "-o", str(tmp_path / "out"), *YARN, "--quiet"]
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + PAUSE
+    command = [sys.executable, "-c", code, str(int(signal.SIGHUP)), *words]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "empty folder", "link"])
+def test_a_target_that_appears_meanwhile_is_not_replaced(
+    kind: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes first keeps the name: status 2, what appeared is as it was, nothing else is left."""
+    out = tmp_path / "out"
+    prove = writer.prove
+
+    def intruded(*arguments: Any) -> None:
+        prove(*arguments)
+        if kind == "file":
+            out.write_text("theirs")
+        elif kind == "link":
+            out.symlink_to("nowhere")
+        else:
+            out.mkdir()
+            if kind == "folder":
+                (out / "theirs").write_text("theirs")
+
+    monkeypatch.setattr(writer, "prove", intruded)
+    assert status_of("convert", checkpoint, "-o", out, *YARN) == 2
+    assert names(tmp_path) == ["out", "source"]
+    if kind == "file":
+        assert out.read_text() == "theirs"
+    elif kind == "link":
+        assert out.is_symlink()
+    else:
+        assert names(out) == (["theirs"] if kind == "folder" else [])
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """The same for a GGUF, also between the last look and the last step."""
+    out = tmp_path / "out.gguf"
+
+    def write_beside_an_intruder() -> None:
+        with staged(out, force=False) as stage:
+            stage.write_text("ours")
+            out.write_text("theirs")
+
+    with pytest.raises(OutputExists):
+        write_beside_an_intruder()
+    assert out.read_text() == "theirs"
+    assert names(tmp_path) == ["out.gguf"]
+
+
+def test_two_runs_to_one_output(checkpoint: Path, tmp_path: Path) -> None:
+    """One has it, the other one says that it exists; neither disturbs the staging folder of the other."""
+    out, met = tmp_path / "out", threading.Barrier(2)
+    results: list[str] = []
+    made = conversion.plan(
+        read_checkpoint(str(checkpoint)),
+        {"default": read_checkpoint(str(checkpoint)).ropes[0].spec},
+        tokenizer_text=None,
+    )
+
+    def one() -> None:
+        met.wait(30)
+        try:
+            writer.write(made, out, weights="copy")
+        except OutputExists:
+            results.append("exists")
+        else:
+            results.append("written")
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["exists", "written"]
+    assert names(tmp_path) == ["out", "source"]
+
+
+def test_what_a_killed_run_left_is_swept_and_what_a_live_one_has_is_not(tmp_path: Path) -> None:
+    """Only folders without a lock go; an output that was moved away for a moment comes back."""
+    out = tmp_path / "out"
+    dead = tmp_path / ".out.ropecli-dead"
+    (dead / "replaced").mkdir(parents=True)
+    (dead / "replaced" / "config.json").write_text("old")
+    other = tmp_path / ".other.ropecli-dead"
+    other.mkdir()
+    with private_folder(out) as first:
+        assert first.stat().st_mode & 0o777 == 0o700
+        with private_folder(out) as second:
+            assert first.exists()
+            assert second != first
+    assert names(tmp_path) == [".other.ropecli-dead", "out"]
+    assert (out / "config.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "*", "[a]", "ü" * 100, "a\nb"], ids=ascii)
+def test_any_name_can_be_an_output(name: str, tmp_path: Path) -> None:
+    """The longest one that a file system has, and those that mean something in a pattern."""
+    for _ in range(2):
+        with staged(tmp_path / name, force=True) as stage:
+            stage.mkdir()
+            (stage / "config.json").write_text("new")
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_replacing_is_one_step_where_the_system_can(
+    swapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --force the old output is there until the new one is; without renameat2 it is moved aside and back."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    if not swapped:
+        monkeypatch.setattr(staging, "_exchanged", lambda *_: False)
+    with staged(out, force=True) as stage:
+        stage.mkdir()
+        (stage / "new").write_text("new")
+        assert names(out) == ["old"]
+    assert names(out) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_source_that_changes_while_it_is_copied(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that still goes on is no checkpoint yet: status 3, and no output."""
+    copyfile = shutil.copyfile
+
+    def racing(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        if source.suffix == ".safetensors":
+            with source.open("ab") as file:
+                file.write(b"more")
+
+    monkeypatch.setattr(shutil, "copyfile", racing)
+    checkpoint_value = read_checkpoint(str(checkpoint))
+    made = conversion.plan(checkpoint_value, {"default": checkpoint_value.ropes[0].spec}, tokenizer_text=None)
+    with pytest.raises(BadCheckpoint, match="changed while it was copied"):
+        writer.write(made, tmp_path / "out", weights="copy")
+    assert names(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_in_place_can_be_started_again(after: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever replacement fails: the config is the old or the new one, and the same command goes through."""
+    replace, calls = Path.replace, []
+    old = (checkpoint / "config.json").read_bytes()
+
+    def fails(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) > after:
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    assert status_of("convert", checkpoint, "--in-place", *YARN) == 4
+    monkeypatch.undo()
+    assert (checkpoint / "config.json").read_bytes() == old
+    assert not [name for name in names(checkpoint) if staging.is_staging(name)]
+    assert status_of("convert", checkpoint, "--in-place", *YARN) == 0
+    assert (checkpoint / "config.json.backup").read_bytes() == old
+    assert read_checkpoint(str(checkpoint)).ropes[0].spec.rope_type == "yarn"
+
+
+def test_a_killed_run_in_place_does_not_go_along(checkpoint: Path, tmp_path: Path) -> None:
+    """Its staging folder lies in the source, and is no part of it."""
+    (checkpoint / ".config.json.ropecli-abc").mkdir()
+    (checkpoint / ".config.json.ropecli-abc" / "config.json").write_text("{}")
+    assert status_of("convert", checkpoint, "-o", tmp_path / "out", *YARN) == 0
+    assert ".config.json.ropecli-abc" not in names(tmp_path / "out")
+
+
+def test_both_writers_stage_the_same_way() -> None:
+    """One place knows how an output appears."""
+    assert writer.staged is gguf_writer.staged is staged
