@@ -17,7 +17,7 @@ import signal
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -140,7 +140,8 @@ class Ranks:
         else:
             reason = [NoResource.__name__, f"{type(error).__name__}: {error}", "", "--debug shows where"]
         if self._store is not None:
-            self._store.set(f"end {self.rank}", json.dumps(reason))
+            with suppress(RuntimeError):  # the first rank, which has the store, may be gone already
+                self._store.set(f"end {self.rank}", json.dumps(reason))
 
     def told(self, hint: str) -> RopeError:
         """Why the others are gone: what one of them said about its end, or that nobody said anything."""
@@ -198,6 +199,8 @@ def _connected(launched: Ranks, tensor: int) -> Ranks:
             copy = PrefixStore(f"copy {rank // tensor}", store)
             dist.init_process_group(backend, store=copy, rank=rank % tensor, world_size=tensor, timeout=TIMEOUT)
         group = dist.ProcessGroupGloo(PrefixStore("windows", store), rank, size, TIMEOUT)
+        # none may end, and take its store away, while another one is still connecting
+        group.barrier().wait()
     except (RuntimeError, ValueError) as error:
         line = str(error).partition("\n")[0]
         raise NoResource(
