@@ -175,9 +175,10 @@ by the number of GPUs for the time. Memory is that of one GPU when {PARTS} hold 
 What follows from it:
 
 - Between 32k and 1M the attention overtakes the matrices, and from there on four times the window is sixteen times the
-  work. At 32k a calibration costs minutes or hours of one machine, at 1M days.
-- More GPUs take less time in proportion, up to one window each; few windows a document are enough for many GPUs when
-  there are many documents.
+  work.
+- What is scored together is shared: the held-out check and the last looks use as many GPUs as there are windows. But
+  the search looks at one to three documents first, which is most of its passes: with one window a document, copies of
+  the model beyond the third wait there. `--windows` gives each document more.
 - The stream of activations is not cut over the ranks of one model: at 1M tokens it is most of the memory of an 8B or
   70B model. A shorter window needs less, but says nothing about the positions that it does not reach.
 - Where the last column is above what a GPU has, the model does not fit in that form: a larger GPU or weights of fewer
