@@ -199,14 +199,15 @@ def _connected(launched: Ranks, tensor: int) -> Ranks:
             copy = PrefixStore(f"copy {rank // tensor}", store)
             dist.init_process_group(backend, store=copy, rank=rank % tensor, world_size=tensor, timeout=TIMEOUT)
         group = dist.ProcessGroupGloo(PrefixStore("windows", store), rank, size, TIMEOUT)
-        # none may end, and take its store away, while another one is still connecting
-        group.barrier().wait()
     except (RuntimeError, ValueError) as error:
         line = str(error).partition("\n")[0]
         raise NoResource(
             f"the {size} ranks of torchrun cannot reach each other ({line})", where=f"rank {rank}"
         ) from error
-    return replace(launched, tensor=tensor, _group=group, _store=store)
+    connected = replace(launched, tensor=tensor, _group=group, _store=store)
+    # none may end, and take its store away, while another one is still connecting
+    connected.any(flag=False)
+    return connected
 
 
 def _is_of_a_connection(error: RuntimeError) -> bool:
