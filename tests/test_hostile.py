@@ -492,3 +492,23 @@ def test_a_terminal_that_knows_ascii_alone(case: str) -> None:
     done = spawn(*LINES[case], env=env)
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).isascii()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once() -> None:
+    """A mistyped path looks like a Hub id: it does not wait for the retries of a download."""
+    env = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}
+    done = spawn("inspect", "org/name", env=env)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "the Hub does not answer" in done.stderr
+
+
+def test_a_bare_environment(tmp_path: Path) -> None:
+    """No home folder, LANG=C, spaces and other alphabets in every path."""
+    place = tmp_path / "a b ü 漢"
+    made(place, {"config.json": CONFIG, WEIGHTS: ONE})
+    for arguments in (("inspect", place, "--verify"), ("convert", place, "-o", tmp_path / "c d ñ", *YARN)):
+        command = [sys.executable, "-m", "ropecli", *map(str, arguments)]
+        env = {"PYTHONPATH": str(REPOSITORY), "LANG": "C", "PATH": os.environ["PATH"]}
+        done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "c d ñ" / "config.json").exists()
