@@ -177,6 +177,15 @@ FOLDERS: dict[str, tuple[dict[str, Piece], tuple[int, int, int]]] = {
         },
         (0, 1, 3),
     ),
+    "a shard under two names": (
+        {
+            "config.json": CONFIG,
+            INDEX: index(a="a.safetensors", b="b.safetensors"),
+            "a.safetensors": ONE,
+            "b.safetensors": link("a.safetensors"),
+        },
+        (0, 1, 3),
+    ),
     "an index that is a folder": ({"config.json": CONFIG, INDEX: mkdir}, (0, 1, 3)),
     # what lies beside
     "a folder that is a loop": ({"config.json": CONFIG, WEIGHTS: ONE, "loop": link(".")}, (0, 0, 3)),
@@ -294,6 +303,15 @@ def test_values_of_options(verb: str, option: str, run: Run, tmp_path: Path, mon
         status, _, stderr = run(verb, TINY, *dry, *more, option, value)
         assert status in (0, 1, 2, 3, 4), stderr
         assert not list(tmp_path.iterdir()), value
+
+
+@pytest.mark.parametrize("option", ["--factor", "--guard", "--time-limit", "--validation-fraction"])
+@pytest.mark.parametrize("value", ["nan", "1e308", "-inf", "x"])
+def test_numbers_of_calibrate(option: str, value: str, run: Run, tmp_path: Path) -> None:
+    """Numbers that no search can start with, and a text that is not there: bad usage or bad data, never a traceback."""
+    more = () if option == "--factor" else ("--factor", "2")
+    status, _, stderr = run("calibrate", TINY, "--data", tmp_path / "none", *more, option, value)
+    assert status == 2 or (status == 3 and option != "--factor"), stderr
 
 
 @pytest.mark.parametrize("source", ["/dev/zero", "/dev/full", "/proc/self/mem", "folder", "twice", "huge"])
