@@ -44,7 +44,7 @@ from calibrate.trials import Budget, SearchStopped
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
-from ropecli.spec import LayerRope, Plain, RopeSpec
+from ropecli.spec import LARGEST, LayerRope, Plain, RopeSpec
 
 __all__ = ["Observer", "Request", "calibrate", "extensible", "extension"]
 
@@ -97,7 +97,7 @@ def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -
     if (factor is None) == (target_length is None):
         raise BadUsage("give one of --factor and --target-length", hint="for example --factor 4")
     scale = factor if factor is not None else (target_length or 0) / spec.original_length
-    if not math.isfinite(scale) or scale <= 1:
+    if not 1 < scale <= LARGEST / spec.original_length:  # NaN fails both, too
         asked = f"--factor {factor:g}" if factor is not None else f"--target-length {target_length}"
         raise BadUsage(
             f"expected an extension beyond the original length of {spec.original_length} tokens, found {asked}",

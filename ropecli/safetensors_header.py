@@ -133,13 +133,13 @@ def survey(folder: Path) -> tuple[dict[str, TensorInfo], tuple[Problem, ...]]:
         files = [single] if _present(single) else sorted(folder.glob("*.safetensors"))
         if not files:
             return {}, (_no_weights(folder),)
-        tensors, problems = _merged([_shard(folder, file.name) for file in files])
+        tensors, problems = _merged(_shards(folder, [file.name for file in files]))
         return tensors, _first(problems, str(folder))
     try:
         weight_map = _weight_map(index)
     except BadCheckpoint as error:
         return {}, (Problem(error.where, error.problem, error.hint),)
-    shards = [_shard(folder, name) for name in sorted(set(weight_map.values()))]
+    shards = _shards(folder, sorted(set(weight_map.values())))
     tensors, problems = _merged(shards)
     problems += _index_against_headers(folder, weight_map, tensors, problems)
     return tensors, _first(problems, str(folder))
@@ -168,6 +168,22 @@ def _weight_map(index: Path) -> dict[str, str]:
             "expected an object of tensor name → file name", where=f"{index}: weight_map", hint="rebuild the index"
         )
     return weight_map
+
+
+def _shards(folder: Path, names: Sequence[str]) -> list[Header]:
+    """The headers of all these files; none is read twice, or a thousand links to one would cost a thousand reads."""
+    first: dict[tuple[int, int], str] = {}
+    headers = []
+    for name in names:
+        try:
+            status = (folder / name).stat()
+        except (OSError, ValueError):
+            headers.append(_shard(folder, name))
+            continue
+        before = first.setdefault((status.st_dev, status.st_ino), name)
+        same = Problem(str(folder / name), f"is the same file as {before}", "remove one of them")
+        headers.append(_shard(folder, name) if before == name else Header((), {}, (same,)))
+    return headers
 
 
 def _shard(folder: Path, name: str) -> Header:

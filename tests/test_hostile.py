@@ -177,6 +177,15 @@ FOLDERS: dict[str, tuple[dict[str, Piece], tuple[int, int, int]]] = {
         },
         (0, 1, 3),
     ),
+    "a shard under two names": (
+        {
+            "config.json": CONFIG,
+            INDEX: index(a="a.safetensors", b="b.safetensors"),
+            "a.safetensors": ONE,
+            "b.safetensors": link("a.safetensors"),
+        },
+        (0, 1, 3),
+    ),
     "an index that is a folder": ({"config.json": CONFIG, INDEX: mkdir}, (0, 1, 3)),
     # what lies beside
     "a folder that is a loop": ({"config.json": CONFIG, WEIGHTS: ONE, "loop": link(".")}, (0, 0, 3)),
@@ -294,6 +303,15 @@ def test_values_of_options(verb: str, option: str, run: Run, tmp_path: Path, mon
         status, _, stderr = run(verb, TINY, *dry, *more, option, value)
         assert status in (0, 1, 2, 3, 4), stderr
         assert not list(tmp_path.iterdir()), value
+
+
+@pytest.mark.parametrize("option", ["--factor", "--guard", "--time-limit", "--validation-fraction"])
+@pytest.mark.parametrize("value", ["nan", "1e308", "-inf", "x"])
+def test_numbers_of_calibrate(option: str, value: str, run: Run, tmp_path: Path) -> None:
+    """Numbers that no search can start with, and a text that is not there: bad usage or bad data, never a traceback."""
+    more = () if option == "--factor" else ("--factor", "2")
+    status, _, stderr = run("calibrate", TINY, "--data", tmp_path / "none", *more, option, value)
+    assert status == 2 or (status == 3 and option != "--factor"), stderr
 
 
 @pytest.mark.parametrize("source", ["/dev/zero", "/dev/full", "/proc/self/mem", "folder", "twice", "huge"])
@@ -492,3 +510,23 @@ def test_a_terminal_that_knows_ascii_alone(case: str) -> None:
     done = spawn(*LINES[case], env=env)
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).isascii()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once() -> None:
+    """A mistyped path looks like a Hub id: it does not wait for the retries of a download."""
+    env = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}
+    done = spawn("inspect", "org/name", env=env)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "the Hub does not answer" in done.stderr
+
+
+def test_a_bare_environment(tmp_path: Path) -> None:
+    """No home folder, LANG=C, spaces and other alphabets in every path."""
+    place = tmp_path / "a b ü 漢"
+    made(place, {"config.json": CONFIG, WEIGHTS: ONE})
+    for arguments in (("inspect", place, "--verify"), ("convert", place, "-o", tmp_path / "c d ñ", *YARN)):
+        command = [sys.executable, "-m", "ropecli", *map(str, arguments)]
+        env = {"PYTHONPATH": str(REPOSITORY), "LANG": "C", "PATH": os.environ["PATH"]}
+        done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "c d ñ" / "config.json").exists()
