@@ -157,7 +157,8 @@ def calibration_text(source: str) -> str:
     where, hint = ("standard input" if source == "-" else source), "check the path of the calibration file"
     try:
         if source == "-":
-            data = sys.stdin.buffer.read(MOST_BYTES + 1)
+            raw = getattr(sys.stdin, "buffer", None)  # a stream of text, as tests put in its place, has none
+            data = sys.stdin.read(MOST_BYTES + 1).encode() if raw is None else raw.read(MOST_BYTES + 1)
         else:
             path = Path(source)
             # a pipe, as of <(…) in a shell, ends; a device need not
