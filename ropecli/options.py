@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -41,6 +42,29 @@ def rate(text: str, option: str) -> float:
 def names(text: str | None) -> tuple[str, ...]:
     """Comma-separated names."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the known ones; None is nothing given. Raises BadUsage."""
+    if value is not None and value not in known:
+        raise BadUsage(f"unknown {value!r}", where=option, hint=f"known: {', '.join(known)}")
+
+
+def no_nan(values: Mapping[str, float | None]) -> None:
+    """A limit that is no number passes every comparison with one."""
+    for option, value in values.items():
+        if value is not None and value != value:  # noqa: PLR0124 - NaN alone differs from itself
+            raise BadUsage("expected a number, found nan", where=option)
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Comma-separated numbers. Raises BadUsage."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadUsage(f"expected numbers with commas between, found {text!r}", where=option) from error
 
 
 MODEL_HELP = "A checkpoint folder, a config.json, a .gguf file, a params.json, or a Hub id."

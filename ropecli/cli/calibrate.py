@@ -1,0 +1,229 @@
+"""`ropecli calibrate`: parse, call, render."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ropecli import options, render
+from ropecli.checkpoint import Checkpoint, read_checkpoint
+from ropecli.cli import intents, loading, outputs
+from ropecli.errors import BadUsage, RopeError
+
+if TYPE_CHECKING:
+    pass
+
+
+def calibrate_command(
+    context: typer.Context,
+    model: options.Model,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="FILE", help=f"{options.DATA_HELP} Needed unless --from.")
+    ] = None,
+    factor: Annotated[
+        list[float] | None,
+        typer.Option("--factor", metavar="S", help="Extension factor: target length / L. Repeat it for several."),
+    ] = None,
+    target_length: options.TargetLength = None,
+    original_length: options.OriginalLength = None,
+    tune: Annotated[
+        str,
+        typer.Option(
+            help="yarn: α, β and the temperature; temperature: that alone, α = 1 and β = 32 kept; factors: a divisor "
+            "for each rotary pair (longrope), from the best yarn by gradient, kept only where it is proved better."
+        ),
+    ] = "yarn",
+    objective: Annotated[
+        str,
+        typer.Option(help="Positions whose loss is minimised: beyond (from L on), all, or last:N."),
+    ] = "beyond",
+    guard: Annotated[
+        float, typer.Option(min=0, help="Nats by which the loss within L may exceed default YaRN's.")
+    ] = 0.005,
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="auto (a race over the lattice of whole ramp corners, then the temperature), or scipy's own on "
+            "continuous corners: nelder-mead, powell, cobyqa, l-bfgs-b, differential-evolution."
+        ),
+    ] = "auto",
+    documents: options.Documents = None,
+    windows: options.Windows = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the documents that the search never sees.")
+    ] = 0.5,
+    max_evals: Annotated[int | None, typer.Option(min=1, help="Stop the search after this many evaluations.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the search after this long.")
+    ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only",
+            help="Say what it would cost, from the config and the text alone: passes, operations, memory, with --flops "
+            "the time. No weight is read, nothing is scored or written.",
+        ),
+    ] = False,
+    flops: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="--plan-only: operations a second that one process sustains, as 400T."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split into search and held-out documents.")] = 0,
+    text_field: options.TextField = "text",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Calibration file; without it, standard output.")
+    ] = None,
+    report: options.Report = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png|.svg", help="Draw the held-out loss by position, for the largest factor."),
+    ] = None,
+    earlier: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="No search: --report and --plot of an earlier calibration file."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was cut off: its scores lie beside --output.")
+    ] = False,
+    force: options.Force = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    attn_implementation: options.AttnImplementation = None,
+    tensor_parallel: options.TensorParallel = 1,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Half of the documents choose the parameters, the other half says what they are worth.
+
+    The loss is nats a token. α is `beta_slow`: pairs that turn less often than that inside the trained length L are
+    slowed by the factor. β is `beta_fast`: pairs that turn more often are kept. The temperature is one number m, the
+    multiplier on cos and sin. Where held-out text does not prove a gain over default YaRN (α = 1, β = 32,
+    m = 0.1·ln s + 1), the answer is the default, and says so.
+
+    With several factors each is fitted apart, the budget is shared, and the law m(s) = a·ln s + b is fitted through the
+    m that were found. The calibration file then serves the largest factor; the others are under `fits`.
+    """
+    del debug
+    quiet = quiet or not loading.speaks()
+    if loading.speaks() and not plan_only:
+        outputs.check_outputs({"--output": output, "--report": report, "--plot": plot}, force=force)
+    if earlier is not None:
+        if data or output or factor or target_length or (report is None and plot is None):
+            raise BadUsage("it goes with --report and --plot, and not with what a search needs", where="--from")
+        from calibrate.calibration import read_calibration  # noqa: PLC0415
+
+        text, where = intents.text_of(earlier)
+        checkpoint, found = read_checkpoint(model), read_calibration(text, where)
+        intents.say_where_models_differ(checkpoint, found, where, quiet=quiet)
+        _draw_calibration(json.loads(text), where, checkpoint, report, plot)
+        return
+    if not data:
+        raise BadUsage("Missing option '--data'.", hint="ropecli calibrate --help")
+    options.one_of("--tune", tune, ("yarn", "temperature", "factors"))
+    options.no_nan({"--guard": guard, "--time-limit": time_limit, "--validation-fraction": validation_fraction})
+    if resume and output is None:
+        raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
+    if tune == "factors" and tensor_parallel > 1:
+        raise BadUsage("--tune factors needs gradients, and a model in parts has none here", where="--tensor-parallel")
+    if flops is not None and not plan_only:
+        raise BadUsage("the rate is for the plan", where="--flops", hint="give --plan-only, too")
+    rate = None if flops is None else options.rate(flops, "--flops")
+    loading.quiet_libraries(verbose=verbose)
+    if trust_remote_code:
+        loading.name_remote_code([model])
+    with render.data_only(), loading.ranks(tensor_parallel, data, output), render.TrialLog(quiet=quiet) as log:
+        from calibrate import run  # noqa: PLC0415 - torch takes seconds
+        from calibrate.calibration import write_text_whole  # noqa: PLC0415
+        from calibrate.journal import journal_path  # noqa: PLC0415
+        from calibrate.model import Settings  # noqa: PLC0415
+
+        journal = None if output is None else journal_path(output)
+        request = run.Request(
+            source=model,
+            data=tuple(data),
+            factors=tuple(factor or ()),
+            target_length=options.length(target_length, "--target-length") if target_length else None,
+            original_length=options.length(original_length, "--original-length") if original_length else None,
+            tune=tune,  # type: ignore[arg-type]
+            objective=objective,
+            guard=guard,
+            optimizer=optimizer,
+            documents=documents,
+            windows=windows,
+            validation_fraction=validation_fraction,
+            max_evals=max_evals,
+            time_limit=time_limit,
+            seed=seed,
+            text_field=text_field,
+            journal=journal,
+            resume=resume,
+            settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code, tensor_parallel),
+        )
+        if plan_only:
+            from calibrate.plan import plan_of  # noqa: PLC0415
+
+            plan = plan_of(request, rate)
+        else:
+            calibration, signal_number = run.calibrate(request, run.Observer(log.say, log.expect, log.trial))
+    if not loading.speaks():
+        return
+    if plan_only:
+        if as_json:
+            render.emit_json(plan.to_json())
+        else:
+            render.show_cost(plan)
+        return
+    content = calibration.to_json()
+    if output is None or as_json:
+        if as_json:
+            render.emit_json(content)
+        else:
+            render.emit(render.json_text(content))
+    if output is not None:
+        write_text_whole(render.json_text(content), output)
+    if journal is not None and signal_number is None:
+        journal.unlink(missing_ok=True)
+    render.show_calibration(calibration, quiet=quiet)
+    if report is not None or plot is not None:
+        # what was typed is not of the result: the same run with another --output gives the same file
+        drawn = {**content, "command": outputs.command_line(context)}
+        _draw_calibration(drawn, str(output or "the calibration"), read_checkpoint(model), report, plot)
+    if signal_number is not None:
+        raise typer.Exit(128 + signal_number)
+
+
+def _draw_calibration(
+    content: dict[str, Any], where: str, checkpoint: Checkpoint, report: Path | None, plot: Path | None
+) -> None:
+    """The page and the figure of a calibration file; `where` names it in errors."""
+    from ropecli.report.calibration import calibration_curves, calibration_page  # noqa: PLC0415 - only for a report
+
+    if plot is not None:
+        from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
+
+        length = content["rope"]["original_max_position_embeddings"]
+        plot_loss_by_position(calibration_curves(content, where), plot, length)
+    if report is not None:
+        from calibrate.calibration import write_text_whole  # noqa: PLC0415
+
+        write_text_whole(calibration_page(content, _to_paste(checkpoint, content), where), report)
+
+
+def _to_paste(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
+    """What `convert` would write into the config, or why it would write nothing."""
+    from calibrate.calibration import calibrated_from_json  # noqa: PLC0415
+    from ropecli.conversion import nested_members, plan  # noqa: PLC0415
+    from ropecli.gguf_writer import plan_gguf  # noqa: PLC0415
+
+    try:
+        intent = intents.of_calibration(checkpoint, calibrated_from_json(content, "the calibration"), "full")
+        if checkpoint.format == "gguf":
+            return "\n".join(f"{edit.key} = {edit.new}" for edit in plan_gguf(checkpoint, intent).edits)
+        return render.json_text(nested_members(plan(checkpoint, intent).edits)).rstrip("\n")
+    except RopeError as error:
+        return f"convert refuses: {error.message}" + (f" ({error.hint})" if error.hint else "")

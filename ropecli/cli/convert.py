@@ -1,0 +1,306 @@
+"""`ropecli convert`: parse, call, render."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ropecli import options, render
+from ropecli.checkpoint import Checkpoint, read_checkpoint
+from ropecli.cli import intents
+from ropecli.errors import BadCalibration, BadUsage, OutputExists
+from ropecli.spec import RopeSpec
+
+if TYPE_CHECKING:
+    from ropecli.conversion import Conversion
+    from ropecli.tables import BakeRequest
+
+
+def convert_command(
+    model: options.Model,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="The new folder.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option("--from", metavar="FILE", help="A calibration file, or - for standard input.")
+    ] = None,
+    rope_type: Annotated[
+        str | None,
+        typer.Option(help="By hand: none, linear, ntk, dynamic, ntk-by-parts, yarn, longrope, llama3."),
+    ] = None,
+    factor: options.Factor = None,
+    target_length: options.TargetLength = None,
+    original_length: options.OriginalLength = None,
+    beta_slow: Annotated[
+        float | None,
+        typer.Option(
+            "--beta-slow", "--alpha", help="α, in turns inside L: pairs that turn less often are slowed whole."
+        ),
+    ] = None,
+    beta_fast: Annotated[
+        float | None,
+        typer.Option("--beta-fast", "--beta", help="β, in turns inside L: pairs that turn more often are kept."),
+    ] = None,
+    attention_factor: Annotated[
+        float | None, typer.Option(help="Multiplier m on cos and sin. Default for yarn: 0.1·ln s + 1.")
+    ] = None,
+    truncate: Annotated[
+        bool | None, typer.Option("--truncate/--no-truncate", help="Round the ramp's corners outwards (the default).")
+    ] = None,
+    low_freq_factor: Annotated[float | None, typer.Option(help="llama3's α.")] = None,
+    high_freq_factor: Annotated[float | None, typer.Option(help="llama3's β.")] = None,
+    factors: Annotated[
+        str | None, typer.Option(help="longrope: a divisor for each rotary pair, comma-separated.")
+    ] = None,
+    rope_theta: Annotated[float | None, typer.Option(help="Another base than the checkpoint's.")] = None,
+    schema: Annotated[
+        str, typer.Option(help="both; v4 (rope_scaling, what most runtimes read); v5 (rope_parameters).")
+    ] = "both",
+    weights: Annotated[
+        str,
+        typer.Option(help="auto (reflink, hard link or copy), hardlink, reflink, symlink, copy, none."),
+    ] = "auto",
+    layers: Annotated[
+        str, typer.Option(help="full: layers that attend to everything; all: sliding-window layers as well.")
+    ] = "full",
+    runtimes: Annotated[
+        str | None,
+        typer.Option("--for", metavar="RUNTIME,…", help="Write only what these runtimes need. Default: all of them."),
+    ] = None,
+    carrier: Annotated[
+        str,
+        typer.Option(
+            help="native: the scaling's own type; longrope: its frequencies as divisors, which more runtimes compute."
+        ),
+    ] = "native",
+    bake: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Also write tables, cos-sin or inv-freq, for runtimes of your own (servers compute theirs from the "
+            "config); or attention-factor: m goes into the query and key weights, for runtimes that know none.",
+            rich_help_panel=options.BAKE,
+        ),
+    ] = None,
+    bake_length: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Positions. Default: the target length.", rich_help_panel=options.BAKE),
+    ] = None,
+    bake_dtype: Annotated[
+        str, typer.Option(help="float32, float16, bfloat16; the maths is float64.", rich_help_panel=options.BAKE)
+    ] = "float32",
+    bake_layout: Annotated[
+        str,
+        typer.Option(
+            help="half: cos and sin [N, d/2]; concat: one table, cos then sin; full: [N, d].",
+            rich_help_panel=options.BAKE,
+        ),
+    ] = "half",
+    bake_per_layer: Annotated[
+        bool, typer.Option("--bake-per-layer", help="A copy for every layer.", rich_help_panel=options.BAKE)
+    ] = False,
+    bake_into: Annotated[
+        str,
+        typer.Option(
+            help="sidecar: rope_tables/, which strict loaders do not see; shards: a new shard and index.",
+            rich_help_panel=options.BAKE,
+        ),
+    ] = "sidecar",
+    emit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUNTIME",
+            help="Write nothing; print the flags with which a runtime serves the unchanged MODEL so: transformers, "
+            "vllm, sglang, llama.cpp, mlx.",
+        ),
+    ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="Rewrite the config of MODEL itself; the old one stays as config.json.backup."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show the diff of the config and touch nothing.")
+    ] = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """The weights are linked, not copied, where the file system can; the source is never written to.
+
+    What was written is read back and recomputed before it appears.
+    """
+    del debug, verbose
+    from ropecli import conversion as plans  # noqa: PLC0415
+    from ropecli import writer  # noqa: PLC0415
+    from ropecli.agreement import as_longrope, disagreements, refuse_ignored  # noqa: PLC0415
+    from ropecli.baking import folded, refuse_second_temperature, with_folded  # noqa: PLC0415
+    from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
+    from ropecli.tables import BakeRequest  # noqa: PLC0415
+
+    if (calibration is None) == (rope_type is None):
+        raise BadUsage("give one of --from and --rope-type", hint="for example --from calibration.json")
+    if in_place and output is not None:
+        raise BadUsage("give one of --output and --in-place")
+    if output is None and not dry_run and not in_place and emit is None:
+        raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
+    options.one_of("--schema", schema, ("both", "v4", "v5"))
+    options.one_of("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none"))
+    options.one_of("--layers", layers, ("full", "all"))
+    options.one_of("--carrier", carrier, ("native", "longrope"))
+    options.one_of("--bake", bake, ("cos-sin", "inv-freq", "attention-factor"))
+    wanted_runtimes = _runtimes(runtimes)
+    checkpoint = read_checkpoint(model)
+    by_hand = {
+        "beta_fast": beta_fast,
+        "beta_slow": beta_slow,
+        "attention_factor": attention_factor,
+        "truncate": truncate,
+        "low_freq_factor": low_freq_factor,
+        "high_freq_factor": high_freq_factor,
+        "factors": options.numbers(factors, "--factors"),
+    }
+    lengths = (factor, target_length, original_length)
+    if calibration is None:
+        intent = intents.by_hand(checkpoint, rope_type or "", *lengths, by_hand, rope_theta, layers)
+    elif any(value is not None for value in (*lengths, rope_theta, *by_hand.values())):
+        raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
+    else:
+        intent = _from_calibration(checkpoint, calibration, layers, quiet=quiet or as_json)
+    refuse_second_temperature(checkpoint, intent)
+    asked, scaled, request = intent, None, None
+    if bake == "attention-factor" and emit is None and checkpoint.format != "gguf":
+        intent, scaled = folded(checkpoint, intent, tensor_headers(checkpoint.path or Path()))
+    if carrier == "longrope":
+        latent = {rope.name for rope in checkpoint.ropes if rope.mla}
+        intent = {name: as_longrope(spec, mla=name in latent) for name, spec in intent.items()}
+    if emit is not None:
+        _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
+        return
+    if output is not None and not force and (output.exists() or output.is_symlink()):
+        raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
+    if checkpoint.format == "gguf":
+        _refuse_for_gguf(in_place=in_place, bake=bake)
+        _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
+        return
+    conversion = plans.plan(
+        checkpoint,
+        intent,
+        schema=schema,  # type: ignore[arg-type]
+        tokenizer_text=writer.tokenizer_text(checkpoint),
+        runtimes=wanted_runtimes,
+    )
+    if scaled is not None:
+        conversion = with_folded(conversion, scaled, asked)
+    elif bake is not None:
+        longest = max(spec.max_length for spec in intent.values())
+        positions = options.length(bake_length, "--bake-length") if bake_length else longest
+        request = BakeRequest(bake, positions, bake_dtype, bake_layout, bake_per_layer, bake_into)  # type: ignore[arg-type]
+    conversion = _with_tables(conversion, request, checkpoint.path or Path())
+    others = disagreements(conversion, wanted_runtimes)
+    refuse_ignored(others if carrier == "longrope" and wanted_runtimes else ())
+    if dry_run:
+        files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
+        if as_json:
+            render.emit_json(render.conversion_to_json(conversion, None, others))
+        else:
+            render.show_plan(conversion, new_bytes, files)
+            render.show_disagreements(others, quiet=quiet)
+        return
+    if output is None:
+        receipt = writer.rewrite_in_place(conversion, force=force)
+    else:
+        receipt = writer.write(conversion, output, weights=weights, force=force)  # type: ignore[arg-type]
+    if as_json:
+        render.emit_json(render.conversion_to_json(conversion, receipt, others))
+    render.show_receipt(conversion, receipt, quiet=quiet or as_json)
+    render.show_disagreements(others, quiet=quiet or as_json)
+
+
+def _with_tables(conversion: "Conversion", request: "BakeRequest | None", folder: Path) -> "Conversion":
+    """The conversion with the tables that are asked for, and without those of the old config."""
+    from ropecli import writer  # noqa: PLC0415
+    from ropecli.baking import with_tables, without_old_shard  # noqa: PLC0415
+    from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
+    from ropecli.tables import SHARD  # noqa: PLC0415
+
+    into_shards = request is not None and request.into == "shards"
+    old = (folder / SHARD).is_file()
+    shards = (writer.index_text(folder), tensor_headers(folder)) if into_shards or old else (None, {})
+    if old and not into_shards:
+        conversion = without_old_shard(conversion, *shards)
+    return conversion if request is None else with_tables(conversion, request, *shards)
+
+
+def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_json: bool, quiet: bool) -> None:
+    from ropecli.runtimes.emit import USAGE  # noqa: PLC0415
+    from ropecli.runtimes.emit import emit as line_for  # noqa: PLC0415
+    from ropecli.runtimes.serving import Serving  # noqa: PLC0415
+
+    if checkpoint.format not in ("hf", "mlx", "gguf"):
+        raise BadUsage(f"a {checkpoint.format} checkpoint has no such flags", where=checkpoint.source)
+    line = line_for(name, Serving(checkpoint.config, checkpoint.ropes, intent))
+    if as_json:
+        render.emit_json({"schema_version": 1, "source": checkpoint.source, "runtime": name, "flags": line})
+    else:
+        render.emit(line + "\n")
+        render.say(f"goes into: {USAGE[name]}", quiet=quiet)
+
+
+def _refuse_for_gguf(*, in_place: bool, bake: str | None) -> None:
+    if in_place:
+        raise BadUsage("a GGUF is written as a new file", where="--in-place", hint="give --output")
+    if bake is not None:
+        raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
+
+
+def _convert_gguf(
+    checkpoint: Checkpoint,
+    intent: dict[str, RopeSpec],
+    output: Path | None,
+    *,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from ropecli.gguf_writer import plan_gguf, size_of, write_gguf  # noqa: PLC0415
+
+    conversion = plan_gguf(checkpoint, intent)
+    if dry_run or output is None:
+        size = size_of(conversion)
+        if as_json:
+            render.emit_json(render.gguf_to_json(conversion, None, size))
+        else:
+            render.show_gguf_plan(conversion, size)
+        return
+    receipt = write_gguf(conversion, output, force=force)
+    if as_json:
+        render.emit_json(render.gguf_to_json(conversion, receipt, receipt.new_bytes))
+    render.show_gguf_receipt(conversion, receipt, quiet=quiet or as_json)
+
+
+def _runtimes(text: str | None) -> tuple[str, ...]:
+    """The names given to --for; none for all of them."""
+    from ropecli.runtimes import RUNTIMES  # noqa: PLC0415
+
+    if text is None:
+        return ()
+    wanted = options.names(text)
+    if not wanted:
+        raise BadUsage("expected names of runtimes, found none", where="--for", hint="for example transformers,vllm")
+    for name in wanted:
+        options.one_of("--for", name, tuple(runtime.name for runtime in RUNTIMES))
+    return wanted
+
+
+def _from_calibration(checkpoint: Checkpoint, source: str, layers: Any, *, quiet: bool) -> dict[str, RopeSpec]:
+    from calibrate.calibration import read_calibration  # noqa: PLC0415
+
+    text, where = intents.text_of(source)
+    found = read_calibration(text, where)
+    try:
+        intent = intents.of_calibration(checkpoint, found, layers)
+    except BadCalibration as error:
+        raise error.at(where) from None
+    intents.say_where_models_differ(checkpoint, found, where, quiet=quiet)
+    return intent

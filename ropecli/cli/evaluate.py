@@ -1,0 +1,192 @@
+"""`ropecli evaluate`: parse, call, render."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ropecli import options, render
+from ropecli.checkpoint import read_checkpoint
+from ropecli.cli import loading, outputs
+from ropecli.errors import BadUsage
+
+if TYPE_CHECKING:
+    from calibrate.evaluation import Request
+    from calibrate.passkey import PasskeyRow
+
+
+def evaluate_command(
+    context: typer.Context,
+    models: options.Models,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help=f"{options.DATA_HELP} Needed unless --passkey.",
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Lengths in tokens, as 2k,4k,8k. Default: L and the served length."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="none, linear (PI), ntk, dynamic, ntk-by-parts, yarn, or a calibration FILE.json. Default: the "
+            "checkpoint as its config says.",
+        ),
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(min=1, metavar="S", help="Factor of the methods. Default: longest length / L.")
+    ] = None,
+    original_length: options.OriginalLength = None,
+    window: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Loss by position, too, at the longest length: in bins of N tokens."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png|.svg", help="Draw the loss by position; --window: longest / 64, at least 16."),
+    ] = None,
+    report: options.Report = None,
+    force: options.Force = False,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="full: every position of separate windows. sliding: windows --stride apart over each document, each "
+            "token once, in the first window that holds it. second-half: as llama.cpp, separate windows, the second "
+            "half of each. yarn: as eval/perplexity.py of the YaRN paper, the mean of window means, for its tables.",
+        ),
+    ] = "full",
+    stride: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens from one window to the next. Default: sliding half a window; yarn one window a document "
+            "(its --truncate). What slides has --windows 2 for its text unless that is given.",
+        ),
+    ] = None,
+    passkey: Annotated[
+        bool,
+        typer.Option(
+            "--passkey",
+            help="Instead of text: hide a number at five depths in filler (The grass is green. …) of each length, and "
+            "ask for it. Shows how often the greedy answer starts with it, and the loss on it.",
+        ),
+    ] = False,
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="--passkey: numbers for each length and depth.")] = 10,
+    documents: options.Documents = None,
+    windows: options.Windows = None,
+    text_field: options.TextField = "text",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    attn_implementation: options.AttnImplementation = None,
+    tensor_parallel: options.TensorParallel = 1,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """The loss of every position, from one pass over windows of the longest length.
+
+    Loss is nats a token, summed over predicted tokens and divided once; ppl is its exponential. ± is one standard error
+    over documents; "vs first" is paired by document, with its 95 % interval. The band of --plot is one standard error.
+    """
+    del debug
+    if passkey and (data or window or plot or report or stride or protocol != "full"):
+        raise BadUsage(
+            "it brings its own text and has no loss by position",
+            where="--passkey",
+            hint="leave out --data, --window, --plot, --report, --protocol and --stride",
+        )
+    options.no_nan({"--factor": factor})
+    if not data and not passkey:
+        raise BadUsage("Missing option '--data'.", hint="ropecli evaluate --help")
+    quiet = quiet or not loading.speaks()
+    loading.quiet_libraries(verbose=verbose)
+    if loading.speaks():
+        outputs.check_outputs({"--plot": plot, "--report": report}, force=force)
+    if trust_remote_code:
+        loading.name_remote_code(models)
+    sources: list[Any] = []
+    with render.data_only(), loading.ranks(tensor_parallel, data or (), None):
+        from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
+        from calibrate.model import Settings  # noqa: PLC0415
+
+        request = evaluation.Request(
+            sources=tuple(models),
+            data=tuple(data or ()),
+            lengths=options.lengths(lengths, "--lengths") if lengths else (),
+            methods=options.names(methods),
+            factor=factor,
+            original_length=options.length(original_length, "--original-length") if original_length else None,
+            documents=documents,
+            windows=windows,
+            text_field=text_field,
+            window=None if window is None else options.length(window, "--window"),
+            by_position=window is not None or plot is not None or (report is not None and protocol == "full"),
+            protocol=protocol,
+            stride=None if stride is None else options.length(stride, "--stride"),
+            settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code, tensor_parallel),
+        )
+        if passkey:
+            found = _retrieve(request, trials, quiet=quiet)
+        else:
+            rows = evaluation.evaluate(
+                request,
+                lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
+                sources.extend,
+            )
+    if not loading.speaks():
+        return
+    if passkey:
+        _show_passkeys(found, as_json=as_json)
+        return
+    if as_json:
+        for row in rows:
+            render.emit_json(render.row_to_json(row))
+    else:
+        render.show_rows(rows)
+        if window is not None:
+            render.show_positions(rows)
+    if plot is not None:
+        from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
+
+        plot_loss_by_position(render.curves(rows), plot, rows[0].original_length)
+    if report is not None:
+        from calibrate.calibration import write_text_whole  # noqa: PLC0415
+        from calibrate.run import versions  # noqa: PLC0415
+        from ropecli.report.evaluation import evaluation_page  # noqa: PLC0415 - only for a report
+
+        lines = [render.row_to_json(row) for row in rows]
+        checkpoints = [render.checkpoint_to_json(read_checkpoint(model)) for model in models]
+        data_files = [asdict(source) for source in sources]
+        write_text_whole(
+            evaluation_page(lines, checkpoints, data_files, versions(), outputs.command_line(context)), report
+        )
+
+
+def _retrieve(request: "Request", trials: int, *, quiet: bool) -> "tuple[PasskeyRow, ...]":
+    from calibrate.passkey import retrieve  # noqa: PLC0415 - torch takes seconds
+
+    return retrieve(
+        request,
+        trials,
+        lambda row: render.say(
+            f"{row.model} {row.method} {row.length} at {row.depth:.0%}: {row.found} of {row.trials}", quiet=quiet
+        ),
+    )
+
+
+def _show_passkeys(rows: "tuple[PasskeyRow, ...]", *, as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            render.emit_json(render.passkey_to_json(row))
+    else:
+        render.show_passkeys(rows)

@@ -1,0 +1,98 @@
+"""`ropecli inspect`: parse, call, render."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ropecli import options, render
+from ropecli.checkpoint import read_checkpoint
+from ropecli.cli import intents, outputs
+from ropecli.errors import BadUsage, CheckFailed, RopeError
+from ropecli.inspection import (
+    broken_findings,
+    differences,
+    failed_checks,
+    inspect,
+    inspection_to_json,
+    tokenizer_config,
+    weight_problems,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def inspect_command(
+    models: options.Models,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 on a finding of severity error.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="With --check: on a warning, too.")] = False,
+    expect: Annotated[
+        str | None, typer.Option(metavar="KEY=VALUE,…", help="Exit with 1 unless these values are found.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the weights, too: headers, byte ranges, the index. Exit with 1.")
+    ] = False,
+    diff: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Show what differs from the RoPE of another checkpoint.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png|.svg", help="Draw the wavelength of each pair.")
+    ] = None,
+    factor: options.Factor = None,
+    target_length: options.TargetLength = None,
+    rope_type: Annotated[str | None, typer.Option(help="The method that --factor previews. Default: yarn.")] = None,
+    original_length: options.OriginalLength = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Reads the config alone: no weights, no torch, no transformers. Of many checkpoints every one is looked at.
+
+    A finding has a stable id; docs/findings.md has a section for each.
+    """
+    del debug, verbose
+    if plot is not None:
+        if len(models) > 1:
+            raise BadUsage("one figure shows one checkpoint", where="--plot")
+        if plot.suffix.lower() not in (".png", ".svg"):
+            raise BadUsage("a figure is a .png or .svg file", where=str(plot), hint="name it FILE.svg")
+        outputs.check_output_file(plot, force=force)
+    status = 0
+    for model in models:
+        try:
+            checkpoint = read_checkpoint(model)
+            preview = None
+            if any(value is not None for value in (factor, target_length, original_length, rope_type)):
+                preview = intents.by_hand(checkpoint, rope_type or "yarn", factor, target_length, original_length, {})
+            inspection = inspect(
+                checkpoint,
+                preview=preview,
+                tokenizer_config=tokenizer_config(checkpoint),
+                problems=weight_problems(checkpoint) if verify else (),
+            )
+            failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
+            if diff is not None:
+                changes = differences(inspection, inspect(read_checkpoint(diff)))
+                render.show_changes(changes, model, diff, as_json=as_json)
+            elif as_json:
+                render.emit_json(inspection_to_json(inspection))
+            else:
+                render.show_inspection(inspection, quiet=quiet)
+            if plot is not None:
+                from ropecli.plots import plot_wavelengths  # noqa: PLC0415 - matplotlib is slow, and an extra
+
+                plot_wavelengths(inspection.ropes, plot)
+            if failures:
+                render.show_failures(model, failures)
+                status = max(status, CheckFailed.exit_status)
+        except RopeError as error:
+            if len(models) == 1:
+                error.findings = broken_findings(model)
+                raise
+            render.show_error(error, as_json=as_json, findings=broken_findings(model))
+            status = max(status, error.exit_status)
+    if status:
+        raise typer.Exit(status)
