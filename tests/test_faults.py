@@ -5,7 +5,6 @@ tests/faults/faults.py does the same at random moments and for every write; docs
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -204,15 +203,15 @@ def test_a_source_that_changes_while_it_is_copied(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A download that still goes on is no checkpoint yet: status 3, and no output."""
-    copyfile = shutil.copyfile
+    copy_file = writer.copy_file
 
     def racing(source: Path, target: Path) -> None:
-        copyfile(source, target)
+        copy_file(source, target)
         if source.suffix == ".safetensors":
             with source.open("ab") as file:
                 file.write(b"more")
 
-    monkeypatch.setattr(shutil, "copyfile", racing)
+    monkeypatch.setattr(writer, "copy_file", racing)
     checkpoint_value = read_checkpoint(str(checkpoint))
     made = conversion.plan(checkpoint_value, {"default": checkpoint_value.ropes[0].spec}, tokenizer_text=None)
     with pytest.raises(BadCheckpoint, match="changed while it was copied"):
