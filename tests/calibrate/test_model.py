@@ -398,21 +398,21 @@ def _pickled(folder: Path) -> None:
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (_truncated, "SafetensorError"),
-    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "SafetensorError"),
+    "truncated": (_truncated, "the header places tensors up to byte"),
+    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "found 0 bytes"),
     "lacking": (lambda folder: _weights(folder, lambda w: w.pop(QUERY)), f"the weights lack {QUERY}"),
     "reshaped": (
         lambda folder: _weights(folder, lambda w: w.update({QUERY: w[QUERY][:10].clone()})),
         "expected the shape [192, 192], found [10, 192]",
     ),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
-    "pickle": (_pickled, "no file named model.safetensors"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "expected safetensors weights, found none"),
+    "pickle": (_pickled, "found only pickles"),
     "bad tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot load it"),
     "no tokenizer": (
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
         "cannot load it",
     ),
-    "bad config": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'), "cannot load it"),
+    "bad config": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'), "not JSON"),
     "unknown type": (lambda folder: (folder / "config.json").write_text('{"model_type": "x"}'), "cannot load it"),
 }
 
