@@ -6,7 +6,6 @@ theta_d = b^(−2d/D) radians a token, r_d = L·theta_d / 2π rotations inside L
 
 import math
 from dataclasses import dataclass
-from typing import assert_never
 
 from ropecli.spec import (
     Dynamic,
@@ -19,6 +18,7 @@ from ropecli.spec import (
     Proportional,
     RopeSpec,
     Yarn,
+    assert_never,
 )
 
 SNAP = 5e-5

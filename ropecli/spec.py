@@ -7,7 +7,7 @@ reads it from and writes it to foreign files. The JSON form here is our own: can
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, get_args
 
 from ropecli.errors import BadParameter
 
@@ -332,3 +332,11 @@ class LayerRope:
     mrope_section: tuple[int, ...] = ()
     mla: bool = False
     sliding_window: int | None = None
+
+
+def assert_never(value: NoReturn) -> NoReturn:
+    """For the last case of a match over all kinds: mypy refuses it where a kind is left out.
+
+    `typing` has it from Python 3.11 on.
+    """
+    raise AssertionError(f"unhandled {value!r}")

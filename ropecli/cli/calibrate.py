@@ -120,7 +120,7 @@ def calibrate_command(
         text, where = intents.text_of(earlier)
         checkpoint, found = read_checkpoint(model), read_calibration(text, where)
         intents.say_where_models_differ(checkpoint, found, where, quiet=quiet)
-        _draw_calibration(json.loads(text), where, checkpoint, report, plot)
+        _draw_calibration(json.loads(text), where, checkpoint, report, plot, quiet=quiet)
         return
     if not data:
         raise BadUsage("Missing option '--data'.", hint="ropecli calibrate --help")
@@ -192,13 +192,20 @@ def calibrate_command(
     if report is not None or plot is not None:
         # what was typed is not of the result: the same run with another --output gives the same file
         drawn = {**content, "command": outputs.command_line(context)}
-        _draw_calibration(drawn, str(output or "the calibration"), read_checkpoint(model), report, plot)
+        where = str(output or "the calibration")
+        _draw_calibration(drawn, where, read_checkpoint(model), report, plot, quiet=quiet)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
 
 
 def _draw_calibration(
-    content: dict[str, Any], where: str, checkpoint: Checkpoint, report: Path | None, plot: Path | None
+    content: dict[str, Any],
+    where: str,
+    checkpoint: Checkpoint,
+    report: Path | None,
+    plot: Path | None,
+    *,
+    quiet: bool,
 ) -> None:
     """The page and the figure of a calibration file; `where` names it in errors."""
     from ropecli.report.calibration import calibration_curves, calibration_page  # noqa: PLC0415 - only for a report
@@ -208,10 +215,12 @@ def _draw_calibration(
 
         length = content["rope"]["original_max_position_embeddings"]
         plot_loss_by_position(calibration_curves(content, where), plot, length)
+        render.say(f"wrote {plot}", quiet=quiet)
     if report is not None:
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
 
         write_text_whole(calibration_page(content, _to_paste(checkpoint, content), where), report)
+        render.say(f"wrote {report}", quiet=quiet)
 
 
 def _to_paste(checkpoint: Checkpoint, content: dict[str, Any]) -> str:

@@ -159,6 +159,7 @@ def evaluate_command(
         from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
 
         plot_loss_by_position(render.curves(rows), plot, rows[0].original_length)
+        render.say(f"wrote {plot}", quiet=quiet)
     if report is not None:
         from calibrate.calibration import write_text_whole  # noqa: PLC0415
         from calibrate.run import versions  # noqa: PLC0415
@@ -170,6 +171,7 @@ def evaluate_command(
         write_text_whole(
             evaluation_page(lines, checkpoints, data_files, versions(), outputs.command_line(context)), report
         )
+        render.say(f"wrote {report}", quiet=quiet)
 
 
 def _retrieve(request: "Request", trials: int, *, quiet: bool) -> "tuple[PasskeyRow, ...]":

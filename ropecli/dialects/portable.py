@@ -7,7 +7,7 @@ not look at, and a `rope_scaling` beside it replaces it whole. The measured beha
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 from ropecli.dialects.hf_keys import NAMES
 from ropecli.dialects.hf_types import type_facts
@@ -26,6 +26,7 @@ from ropecli.spec import (
     Proportional,
     RopeSpec,
     Yarn,
+    assert_never,
     default_attention_factor,
 )
 
@@ -108,7 +109,7 @@ def portable_yarn(spec: RopeSpec, yarn: Yarn) -> dict[str, Any]:
     } | extra
 
 
-def scaling_dict(spec: RopeSpec) -> dict[str, Any] | None:
+def scaling_dict(spec: RopeSpec) -> dict[str, Any] | None:  # noqa: RET503 - assert_never does not return
     """The members of `rope_scaling` for a spec, without the base; None where the base alone says it.
 
     Raises BadUsage for what no config can say.

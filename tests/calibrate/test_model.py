@@ -417,7 +417,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
         "cannot load it",
     ),
-    "bad config": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'), "cannot load it"),
+    "bad config": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'), "not JSON"),
     "unknown type": (lambda folder: (folder / "config.json").write_text('{"model_type": "x"}'), "cannot load it"),
 }
 
