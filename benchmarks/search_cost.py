@@ -383,7 +383,9 @@ def main() -> None:
                 name: {problem.seed: measure(name, problem) for problem in problems[: slow if name in SLOW else None]}
                 for name in (TRUTH, OWN, *asked)
             }
-        lines = [near_truth(results), ahead_of_all(results)]
+        lines = [near_truth(results)]
+        if set(results) - {TRUTH, OWN, FACTORS}:
+            lines.append(ahead_of_all(results))
         if GENETIC in results:
             lines.append(against_genetic(results))
         if FACTORS in results:
