@@ -38,7 +38,7 @@ fuzz: .venv-fuzz/ready
 
 .venv-fuzz/ready:
 	$(PYTHON) -m venv .venv-fuzz
-	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check "atheris>=3" "typer>=0.29" "rich>=13.9" numpy safetensors gguf
+	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check "atheris>=3" "typer>=0.29" "rich>=13.9" numpy safetensors gguf huggingface_hub
 	touch $@
 
 .venv/demo-ready: pyproject.toml

@@ -6,6 +6,7 @@ atheris is no part of the test environment: `make fuzz` makes one of its own. Th
 
 import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import atheris
+
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # what reads is instrumented; what only looks at a spec afterwards would take atheris minutes, and steers nothing
 with atheris.instrument_imports(include=["ropecli", "calibrate"]):
