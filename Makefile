@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # a plain `torch` can pull gigabytes of CUDA; this release has a CPU build
 TORCH ?= torch==2.13.0
+# what ropecli/dialects/model_types.json was made from; the package itself takes a range
+TRANSFORMERS ?= transformers==5.24.0
 
 .PHONY: demo test lint clean
 
@@ -19,13 +21,13 @@ lint: .venv/test-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/demo-ready: pyproject.toml
+.venv/demo-ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" "$(TRANSFORMERS)" -e .
 	touch $@
 
 .venv/test-ready: .venv/demo-ready
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" "$(TRANSFORMERS)" -e ".[test]"
 	touch $@
 
 # a browser for tests/test_report.py, which is skipped where there is none; about 300 MB
