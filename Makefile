@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # a plain `torch` can pull gigabytes of CUDA; this release has a CPU build
 TORCH ?= torch==2.13.0
+# what ropecli/dialects/model_types.json was made from; the package itself takes a range
+TRANSFORMERS ?= transformers==5.24.0
 
 FUZZ_SECONDS ?= 60
 
@@ -41,13 +43,13 @@ fuzz: .venv-fuzz/ready
 	.venv-fuzz/bin/pip install --quiet --disable-pip-version-check "atheris>=3" "typer>=0.29" "rich>=13.9" numpy safetensors gguf huggingface_hub
 	touch $@
 
-.venv/demo-ready: pyproject.toml
+.venv/demo-ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" "$(TRANSFORMERS)" -e .
 	touch $@
 
 .venv/test-ready: .venv/demo-ready
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" "$(TRANSFORMERS)" -e ".[test]"
 	touch $@
 
 # a browser for tests/test_report.py, which is skipped where there is none; about 300 MB

@@ -41,7 +41,7 @@ from calibrate.score import picked, token_nll
 from calibrate.sharing import Sharing, against_default_law, shared
 from calibrate.statistics import Difference, fitted_line
 from calibrate.trials import Budget, SearchStopped
-from ropecli.checkpoint import Checkpoint, read_checkpoint
+from ropecli.checkpoint import Checkpoint, read_checkpoint, scales_scores
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
 from ropecli.spec import LARGEST, LayerRope, Plain, RopeSpec
@@ -74,7 +74,7 @@ def extensible(checkpoint: Checkpoint, original_length: int | None) -> tuple[Lay
             where=checkpoint.source,
             hint="calibrate the checkpoint from before the extension",
         )
-    if rope.mla and _scales_scores(checkpoint.config):
+    if scales_scores(checkpoint, rope):
         raise BadCheckpoint(
             "trained with a YaRN that multiplies the attention scores too (mscale_all_dim), which no embedding can",
             where=checkpoint.source,
@@ -82,14 +82,6 @@ def extensible(checkpoint: Checkpoint, original_length: int | None) -> tuple[Lay
         )
     length = original_length or rope.spec.original_length
     return rope, replace(rope.spec, scaling=Plain(), original_length=length, max_length=length)
-
-
-def _scales_scores(config: Mapping[str, Any]) -> bool:
-    """Whether a config has an mscale_all_dim that is more than a spelling of the temperature on cos and sin."""
-    own = config.get("mscale_all_dim")
-    if isinstance(own, int | float) and abs(own) > 1e-3:
-        return True
-    return any(_scales_scores(inner) for inner in config.values() if isinstance(inner, Mapping))
 
 
 def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -> tuple[float, int]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
+from ropecli.dialects import hf
+from ropecli.dialects.portable import needs_longrope
 from ropecli.errors import BadUsage, RopeError
 from ropecli.folding import is_foldable
 from ropecli.frequencies import base_frequencies, frequencies
@@ -57,6 +59,40 @@ def as_longrope(spec: RopeSpec, *, mla: bool = False) -> RopeSpec:
     divisors = tuple(w / now for w, now in zip(base, table.inv_freq, strict=True))
     m = table.attention_factor
     return replace(spec, scaling=Longrope(max(spec.scaling.factor, 1.0), divisors, divisors, m, m))
+
+
+def carried(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec], carrier: str) -> tuple[dict[str, RopeSpec], str]:
+    """(the intent as it will be written, why it is longrope where nobody asked for that).
+
+    carrier  "native", "longrope", or "auto": native, else longrope where the model's class takes nothing else
+
+    Raises BadUsage where longrope is wanted or needed and cannot carry it.
+    """
+    latent = {rope.name for rope in checkpoint.ropes if rope.mla}
+    if carrier == "longrope":
+        return {name: as_longrope(spec, mla=name in latent) for name, spec in intent.items()}, ""
+    if carrier == "native" or checkpoint.format not in ("hf", "mlx"):
+        return dict(intent), ""
+    text, _ = hf.text_config(checkpoint.config)
+    needing = {name: spec for name, spec in intent.items() if needs_longrope(text, spec)}
+    if not needing:
+        return dict(intent), ""
+    alone = f"transformers loads {text['model_type']} with longrope alone"
+    ropes = {rope.name: rope for rope in checkpoint.ropes}
+    for name, spec in needing.items():
+        if spec.scaling.attention_factor < 1:
+            foldable = is_foldable(ropes[name], checkpoint.config)
+            raise BadUsage(
+                f"{alone}, and runtimes compute its attention factor from the lengths, never below 1; "
+                f"{spec.scaling.attention_factor:g} would be lost",
+                where=f"{checkpoint.source}: {name}",
+                hint="add --bake attention-factor, which puts it into the weights"
+                if foldable
+                else "give an attention factor of at least 1",
+            )
+    written = {name: as_longrope(spec, mla=name in latent) for name, spec in needing.items()}
+    kinds = ", ".join(dict.fromkeys(spec.rope_type for spec in needing.values()))
+    return {**intent, **written}, f"{alone}: the frequencies and the temperature of {kinds} are written as longrope"
 
 
 def disagreements(conversion: Conversion, runtimes: Collection[str] = ()) -> tuple[Disagreement, ...]:

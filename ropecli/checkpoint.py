@@ -20,7 +20,7 @@ from ropecli.dialects import gpt_oss, hf, meta, mistral
 from ropecli.errors import BadCheckpoint, RopeError
 from ropecli.hub import fetched_config
 from ropecli.safetensors_header import Problem, TensorInfo, peek_metadata, read_tensor, survey, tensor_headers
-from ropecli.spec import LayerRope
+from ropecli.spec import LayerRope, Plain
 from ropecli.strict_json import CONFIG_BYTES, non_finite_keys, parse_json, read_json
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "read_checkpoint",
     "read_json",
     "read_tensor",
+    "scales_scores",
     "tensor_headers",
     "verify",
 ]
@@ -76,6 +77,28 @@ class Checkpoint:
         """Of the config as canonical JSON: keys sorted, no spaces, ASCII. Layout and key order do not change it."""
         canonical = json.dumps(self.config, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def scales_scores(checkpoint: Checkpoint, rope: LayerRope) -> bool:
+    """Whether these layers were trained with a scaling that multiplies the attention scores, too.
+
+    Latent attention (DeepSeek) multiplies them by (1 + 0.1·mscale_all_dim·ln s)²; a GGUF has a tenth of that key as
+    `yarn_log_multiplier`. A key up to 1e-3 is but half a spelling of the temperature on cos and sin, as `convert`
+    writes it, and moves the scores by less than 0.1 % for every s below 100.
+    """
+    return rope.mla and not isinstance(rope.spec.scaling, Plain) and _has_magnitude(checkpoint.config)
+
+
+def _has_magnitude(config: Mapping[str, Any]) -> bool:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            if _has_magnitude(value):
+                return True
+        elif key == "mscale_all_dim" or key.endswith(".yarn_log_multiplier"):
+            smallest = 1e-3 if key == "mscale_all_dim" else 1e-4
+            if isinstance(value, int | float) and abs(value) > smallest:
+                return True
+    return False
 
 
 def read_checkpoint(source: str, *, stdin: TextIO | None = None) -> Checkpoint:

@@ -7,7 +7,7 @@ from difflib import unified_diff
 from io import StringIO
 from typing import Any, Literal
 
-from ropecli.checkpoint import Checkpoint
+from ropecli.checkpoint import Checkpoint, scales_scores
 from ropecli.dialects import hf, portable
 from ropecli.dialects.portable import Schema
 from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
@@ -194,7 +194,8 @@ def extended(spec: RopeSpec, scaling: Scaling, original_length: int | None = Non
 def chosen_layers(checkpoint: Checkpoint, layers: Layers) -> tuple[LayerRope, ...]:
     """The layers whose embedding is rewritten: those that attend to everything, or all of them.
 
-    Raises BadCheckpoint where there is nothing to rewrite, or the checkpoint was trained with a scaling of its own.
+    Raises BadCheckpoint where there is nothing to rewrite, or the checkpoint was trained with a scaling of its own, or
+    with one that does more than rotate (DeepSeek).
     """
     if not checkpoint.ropes:
         raise BadCheckpoint("the model has no rotary embedding", where=checkpoint.source)
@@ -207,6 +208,13 @@ def chosen_layers(checkpoint: Checkpoint, layers: Layers) -> tuple[LayerRope, ..
                 "another scaling would take its place, not come on top of it",
                 where=f"{checkpoint.source}: {rope.name}",
                 hint="convert the checkpoint from before the extension",
+            )
+        if scales_scores(checkpoint, rope):
+            raise BadCheckpoint(
+                "trained with a YaRN that multiplies the attention scores too (mscale_all_dim); the factor that they "
+                "were trained with would be lost",
+                where=f"{checkpoint.source}: {rope.name}",
+                hint="convert the checkpoint from before the extension, or serve this one as it is",
             )
     return chosen
 

@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,8 +64,8 @@ THETA_KEYS = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_r
 THETA_KEYS += ("swa_rope_theta", "compress_rope_theta")
 """Keys that some class reads a base from; each is tried on each class whose default is nested."""
 
-SLIDING_ROTATES = ("afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone_moe", "flint", "kolibri1")
-"""Only the sliding layers rotate: `if self.sliding_window is not None` and its like in the attention's forward."""
+SLIDING_ROTATES = ("afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone_moe", "flint", "kolibri1", "lara_mini")
+"""Only the sliding layers rotate: `if self.sliding_window is not None` and its like in the forward pass."""
 
 ROPE_IF: Mapping[str, Mapping[str, Any]] = {
     "granitemoehybrid": {"position_embedding_type": "rope"},
@@ -126,9 +126,9 @@ REMOTE: Mapping[str, Mapping[str, Any]] = {
 """Types whose code is not in transformers but in the checkpoint, and that say less than they do."""
 
 
-def text_configs() -> Iterator[tuple[str, PreTrainedConfig, PreTrainedConfig]]:
-    """Every model type: (its name, its default config, that of its language model)."""
-    for name in CONFIG_MAPPING:
+def text_configs(names: Iterable[str] = CONFIG_MAPPING) -> Iterator[tuple[str, PreTrainedConfig, PreTrainedConfig]]:
+    """These model types, or every one: (its name, its default config, that of its language model)."""
+    for name in names:
         if name not in NO_DEFAULT:
             config = CONFIG_MAPPING[name]()
             inner = LANGUAGE_MODEL.get(name)

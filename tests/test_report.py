@@ -21,8 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ropecli import cli
-from ropecli.cli import main
+from ropecli.cli import main, outputs
 from ropecli.errors import BadCalibration
 from ropecli.frequencies import base_frequencies, frequencies
 from ropecli.plots import METHOD_STROKES, THEME, page_svg
@@ -519,7 +518,7 @@ def test_a_page_from_an_earlier_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     out, figure = tmp_path / "page.html", tmp_path / "figure.svg"
     source = ["--from", str(tmp_path / "file.json")]
     assert status("calibrate", str(TINY), *source, "--report", str(out), "--plot", str(figure)) == 0
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", f"wrote {figure}\nwrote {out}\n")
     text = Reader(out.read_text("utf-8")).text
     assert status("convert", str(TINY), *source, "-o", str(tmp_path / "new"), "-q") == 0
     config = json.loads((tmp_path / "new" / "config.json").read_text("utf-8"))
@@ -574,7 +573,7 @@ def test_without_matplotlib_nothing_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Status 4 and what to install, before the model is looked for."""
-    monkeypatch.setattr(cli, "find_spec", lambda _: None)
+    monkeypatch.setattr(outputs, "find_spec", lambda _: None)
     out = str(tmp_path / "page.html")
     for verb in (["calibrate", "--factor", "2"], ["evaluate"]):
         assert status(*verb, "nowhere", "--data", "nowhere", "--report", out) == 4

@@ -68,9 +68,10 @@ def convert_command(
     carrier: Annotated[
         str,
         typer.Option(
-            help="native: the scaling's own type; longrope: its frequencies as divisors, which more runtimes compute."
+            help="native: the scaling's own type; longrope: its frequencies as divisors, which more runtimes compute; "
+            "auto: native, else longrope where the architecture takes nothing else (Phi-3)."
         ),
-    ] = "native",
+    ] = "auto",
     bake: Annotated[
         str | None,
         typer.Option(
@@ -132,7 +133,7 @@ def convert_command(
     del debug, verbose
     from ropecli import conversion as plans  # noqa: PLC0415
     from ropecli import writer  # noqa: PLC0415
-    from ropecli.agreement import as_longrope, disagreements, refuse_ignored  # noqa: PLC0415
+    from ropecli.agreement import carried, disagreements, refuse_ignored  # noqa: PLC0415
     from ropecli.baking import folded, refuse_second_temperature, with_folded  # noqa: PLC0415
     from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
     from ropecli.tables import BakeRequest  # noqa: PLC0415
@@ -146,7 +147,7 @@ def convert_command(
     options.one_of("--schema", schema, ("both", "v4", "v5"))
     options.one_of("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none"))
     options.one_of("--layers", layers, ("full", "all"))
-    options.one_of("--carrier", carrier, ("native", "longrope"))
+    options.one_of("--carrier", carrier, ("auto", "native", "longrope"))
     options.one_of("--bake", bake, ("cos-sin", "inv-freq", "attention-factor"))
     wanted_runtimes = _runtimes(runtimes)
     checkpoint = read_checkpoint(model)
@@ -170,10 +171,11 @@ def convert_command(
     asked, scaled, request = intent, None, None
     if bake == "attention-factor" and emit is None and checkpoint.format != "gguf":
         intent, scaled = folded(checkpoint, intent, tensor_headers(checkpoint.path or Path()))
-    if carrier == "longrope":
-        latent = {rope.name for rope in checkpoint.ropes if rope.mla}
-        intent = {name: as_longrope(spec, mla=name in latent) for name, spec in intent.items()}
+    # llama.cpp has flags for every scaling of a Phi-3, and none for longrope
+    intent, forced = carried(checkpoint, intent, "native" if (carrier, emit) == ("auto", "llama.cpp") else carrier)
     if emit is not None:
+        if forced:
+            render.say(f"note: {forced}", quiet=quiet or as_json)
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
     if output is not None and not force and (output.exists() or output.is_symlink()):
@@ -189,6 +191,8 @@ def convert_command(
         tokenizer_text=writer.tokenizer_text(checkpoint),
         runtimes=wanted_runtimes,
     )
+    if forced:
+        conversion = replace(conversion, notes=(forced, *conversion.notes))
     if scaled is not None:
         conversion = with_folded(conversion, scaled, asked)
     elif bake is not None:
@@ -197,7 +201,7 @@ def convert_command(
         request = BakeRequest(bake, positions, bake_dtype, bake_layout, bake_per_layer, bake_into)  # type: ignore[arg-type]
     conversion = _with_tables(conversion, request, checkpoint.path or Path())
     others = disagreements(conversion, wanted_runtimes)
-    refuse_ignored(others if carrier == "longrope" and wanted_runtimes else ())
+    refuse_ignored(others if (carrier == "longrope" or forced) and wanted_runtimes else ())
     if dry_run:
         files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
         if as_json:

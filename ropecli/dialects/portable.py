@@ -42,7 +42,7 @@ LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 """Keys that hold one value for each layer in models whose layers all differ."""
 
 LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
-"""Model types whose class in transformers 5.23 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
+"""Model types whose class in transformers 5.24 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
 
 UNSTATED_HEAD = frozenset(("hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mixtral"))
 """Model types whose class in transformers 5.24 leaves head_dim null, which every scaling then multiplies by."""
@@ -62,10 +62,13 @@ def mscale_pair(factor: float, attention_factor: float) -> tuple[float, float]:
     """(mscale, mscale_all_dim), both positive, with mag(s, mscale) / mag(s, mscale_all_dim) = `attention_factor`.
 
     mag(s, k) = 1 + 0.1·k·ln s is DeepSeek's magnitude; for s ≤ 1 it is 1 and only the factor 1 can be written.
+    DeepSeek multiplies the attention scores by mag(s, mscale_all_dim)², so that half is the small one where it can be.
     """
     unit = 0.1 * math.log(factor) if factor > 1 else 0.0
-    if attention_factor == 1 or unit == 0:
+    if unit == 0:
         return 1.0, 1.0
+    if attention_factor == 1:
+        return SMALL, SMALL
     if attention_factor > 1:
         return (attention_factor * (1 + unit * SMALL) - 1) / unit, SMALL
     return SMALL, ((1 + unit * SMALL) / attention_factor - 1) / unit
@@ -206,7 +209,7 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
     model_type = str(text.get("model_type"))
     theta = written_theta(spec)
     kept = _kept(text, text.get("rope_parameters"), text.get("rope_scaling"))
-    scaling = _scaling_of(model_type, spec)
+    scaling = _scaling_of(text, spec)
     v5 = {"rope_theta": theta} | (scaling or {"rope_type": "default"}) | kept
     v4 = None if scaling is None and not kept else (scaling or {"rope_type": "default"}) | kept
     changes = _lengths(text, served_length(spec))
@@ -229,9 +232,23 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
     return _without_respelling(text, changes)
 
 
-def _scaling_of(model_type: str, spec: RopeSpec) -> dict[str, Any] | None:
+def needs_longrope(text: Mapping[str, Any], spec: RopeSpec) -> bool:
+    """Whether a language model's class refuses this scaling and one list of divisors can carry it.
+
+    None can carry `dynamic`, whose frequencies follow the length of the text.
+    """
+    native = isinstance(spec.scaling, Plain | Ntk | Longrope | Dynamic | Proportional)
+    return not native and text.get("model_type") in LONGROPE_ONLY
+
+
+def _scaling_of(text: Mapping[str, Any], spec: RopeSpec) -> dict[str, Any] | None:
     """`scaling_dict` for a model type. Raises BadUsage for a scaling that its class refuses, or takes for another."""
     scaling = scaling_dict(spec)
+    model_type = str(text.get("model_type"))
+    latent = text.get("qk_rope_head_dim") or type_facts(model_type, alone=True).data.get("qk_rope_head_dim")
+    if scaling is not None and latent and spec.scaling.attention_factor < 1:
+        # latent attention would multiply its scores by the pair that says so
+        scaling = {key: value for key, value in scaling.items() if key not in ("mscale", "mscale_all_dim")}
     if scaling is None or model_type not in LONGROPE_ONLY:
         return scaling
     if scaling["rope_type"] != "longrope":

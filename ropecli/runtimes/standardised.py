@@ -1,6 +1,6 @@
 """The keys as transformers 5 standardises them, for itself and for the runtimes that load configs through it.
 
-Source: transformers 5.23.0 `RotaryEmbeddingConfigMixin.convert_rope_params_to_dict` and `standardize_rope_params`, and
+Source: transformers 5.24.0 `RotaryEmbeddingConfigMixin.convert_rope_params_to_dict` and `standardize_rope_params`, and
 the classes that override them (Phi-3, Gemma-3, Olmo-3, Qwen2-VL).
 """
 

@@ -1,6 +1,6 @@
 """transformers 5: the reference that the others are measured by, with its own two traps.
 
-Source: transformers 5.23.0 `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
+Source: transformers 5.24.0 `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
 """
 
 from ropecli.runtimes.formulas import (
@@ -107,7 +107,7 @@ def _longrope(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
     return divided(base, short), attention_factor, notes
 
 
-RUNTIME = Runtime("transformers", "5.23.0", rule)
+RUNTIME = Runtime("transformers", "5.24.0", rule)
 
 
 _NEEDED = {kind: keys - {"mscale", "mscale_all_dim"} for kind, keys in KNOWN.items()}
