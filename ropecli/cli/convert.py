@@ -1,5 +1,6 @@
 """`ropecli convert`: parse, call, render."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
