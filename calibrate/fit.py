@@ -367,12 +367,13 @@ def _in_sample(found: Found, spec: RopeSpec, objective: Objective, held_out: Dif
         return float(trials.nats(table, documents)[:, target].sum()) / tokens
 
     default, best = nll(space.frequencies(space.default)), nll(_searched(found, spec))
+    optimism = (default - best) + held_out.delta
     return {
         "documents": documents,
         "tokens": int(tokens_by_band(chosen, task.bands).sum()),
         "default_nll": default,
         "nll": best,
-        "optimism": (default - best) + held_out.delta,
+        "optimism": optimism if math.isfinite(optimism) else None,
     }
 
 
@@ -394,8 +395,9 @@ def judge(request: Request, prepared: Prepared, found: Found, journal: Journal, 
         notes.extend(more)
     few = effective_documents(tokens_by_band(task.held, task.bands).sum(axis=1))
     if few < FEW_HELD_OUT:
+        worth = "" if round(few, 1) == len(task.held) else f", as good as {few:.3g} of equal length"
         notes.append(
-            f"the verdict rests on {len(task.held)} held-out documents, as good as {few:.3g} of equal length: "
+            f"the verdict rests on {len(task.held)} held-out documents{worth}: "
             f"with fewer than {FEW_HELD_OUT} its interval is a rough one"
         )
     rows, differences, curves = validate(found.held_out, task.held, space, as_loaded(spec), task.finer, observer.say)

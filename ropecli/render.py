@@ -592,8 +592,8 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
 
 
 def _optimism(block: "Mapping[str, Any]") -> str:
-    gain, flattery = block["default_nll"] - block["nll"], block["optimism"]
-    return f"on its own text the search gained {gain:.4f} nats a token, {flattery:+.4f} more than on held-out text"
+    gain = f"on its own text the search gained {block['default_nll'] - block['nll']:.4f} nats a token"
+    return gain if block["optimism"] is None else f"{gain}, {block['optimism']:+.4f} more than on held-out text"
 
 
 def _held_out_table(rows: "Sequence[Validation]") -> Any:
