@@ -1,7 +1,7 @@
 """Speed and memory of the scorer and of the gradient, beside what they are made of and what transformers offers.
 
-    python -m benchmarks.score examples/tiny --lengths 1k,2k
-    python -m benchmarks.score SmolLM2-135M-Instruct --lengths 2k,8k,16k
+    python benchmarks/score.py examples/tiny --lengths 1k,2k
+    python benchmarks/score.py SmolLM2-135M-Instruct --lengths 2k,8k,16k
 
 For one window of each length, on one thread: the scorer of `ropecli calibrate`; the bare backbone and its head
 on slices, as plain PyTorch; `model(ids, labels=ids).loss` of transformers; and the gradient to the rotary table. Each
@@ -104,7 +104,7 @@ def _status(key: str) -> int:
 
 def in_its_own_process(source: str, name: str, length: int) -> Cost:
     """`measure` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.score", source, "--lengths", str(length), "--measure", name]
+    command = [sys.executable, __file__, source, "--lengths", str(length), "--measure", name]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return Cost(*json.loads(run.stdout))
 

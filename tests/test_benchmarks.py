@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 COMMANDS = {
     "methods_table": (["examples/tiny", "--factors", "2", "--documents", "4"], "| 2 | default YaRN |"),
-    "inspect": (["--runs", "1"], "AutoConfig against inspect:"),
+    "inspect_speed": (["--runs", "1"], "AutoConfig against inspect:"),
     "convert": (["--runs", "1", "--gigabytes", "0.1"], "speed against cp -r:"),
     "score": (
         ["examples/tiny", "--lengths", "512", "--runs", "1", "--ways", "gradient"],
@@ -26,8 +26,8 @@ COMMANDS = {
         "- on held-out text ahead of every one of them:",
     ),
 }
-AS_MODULES = ("score", "search_cost")
-"""Beside a file called inspect.py nothing starts that imports the one of Python."""
+AS_MODULES = ("search_cost",)
+"""Those that import their neighbours."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)

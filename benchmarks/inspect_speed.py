@@ -1,6 +1,6 @@
 """How quick `ropecli inspect` is: start-up, a thousand configs, a hundred thousand tensors.
 
-    python benchmarks/inspect.py
+    python benchmarks/inspect_speed.py
 
 Prints medians of interleaved runs (A B C A B C …), so that a noisy machine is noisy for all of them alike. Nothing is
 asserted.
