@@ -262,7 +262,7 @@ def _pace(
     passes = expected_passes(request, task.space, len(task.found), budget.max_evals)
     tables = len(BASELINES) + 2
     searched, held = (sum(len(document.windows) for document in part) for part in (task.found, task.held))
-    work = f"the search about {passes:.0f} passes over {searched} windows, the held-out check {tables} over {held}"
+    work = f"the search up to {passes:.0f} passes over {searched} windows, the held-out check {tables} over {held}"
     known, began = journal.computed, time.monotonic()
     trials.nats(task.space.frequencies(task.space.default), 1)
     if journal.computed == known:
