@@ -175,8 +175,7 @@ def convert_command(
     # llama.cpp has flags for every scaling of a Phi-3, and none for longrope
     intent, forced = carried(checkpoint, intent, "native" if (carrier, emit) == ("auto", "llama.cpp") else carrier)
     if emit is not None:
-        if forced:
-            render.say(f"note: {forced}", quiet=quiet or as_json)
+        _note(forced, quiet=quiet or as_json)
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
     if output is not None and not force and (output.exists() or output.is_symlink()):
@@ -209,6 +208,7 @@ def convert_command(
             render.emit_json(render.conversion_to_json(conversion, None, others))
         else:
             render.show_plan(conversion, new_bytes, files)
+            _note(forced, quiet=quiet)
             render.show_disagreements(others, quiet=quiet)
         return
     if output is None:
@@ -219,6 +219,11 @@ def convert_command(
         render.emit_json(render.conversion_to_json(conversion, receipt, others))
     render.show_receipt(conversion, receipt, quiet=quiet or as_json)
     render.show_disagreements(others, quiet=quiet or as_json)
+
+
+def _note(text: str, *, quiet: bool) -> None:
+    if text:
+        render.say(f"note: {text}", quiet=quiet)
 
 
 def _with_tables(conversion: "Conversion", request: "BakeRequest | None", folder: Path) -> "Conversion":

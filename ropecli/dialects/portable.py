@@ -62,13 +62,10 @@ def mscale_pair(factor: float, attention_factor: float) -> tuple[float, float]:
     """(mscale, mscale_all_dim), both positive, with mag(s, mscale) / mag(s, mscale_all_dim) = `attention_factor`.
 
     mag(s, k) = 1 + 0.1·k·ln s is DeepSeek's magnitude; for s ≤ 1 it is 1 and only the factor 1 can be written.
-    DeepSeek multiplies the attention scores by mag(s, mscale_all_dim)², so that half is the small one where it can be.
     """
     unit = 0.1 * math.log(factor) if factor > 1 else 0.0
-    if unit == 0:
+    if attention_factor == 1 or unit == 0:
         return 1.0, 1.0
-    if attention_factor == 1:
-        return SMALL, SMALL
     if attention_factor > 1:
         return (attention_factor * (1 + unit * SMALL) - 1) / unit, SMALL
     return SMALL, ((1 + unit * SMALL) / attention_factor - 1) / unit
@@ -246,9 +243,10 @@ def _scaling_of(text: Mapping[str, Any], spec: RopeSpec) -> dict[str, Any] | Non
     scaling = scaling_dict(spec)
     model_type = str(text.get("model_type"))
     latent = text.get("qk_rope_head_dim") or type_facts(model_type, alone=True).data.get("qk_rope_head_dim")
-    if scaling is not None and latent and spec.scaling.attention_factor < 1:
-        # latent attention would multiply its scores by the pair that says so
-        scaling = {key: value for key, value in scaling.items() if key not in ("mscale", "mscale_all_dim")}
+    if scaling is not None and latent and scaling.get("mscale_all_dim", 0.0) > SMALL:
+        # latent attention multiplies its scores by mag(s, mscale_all_dim)²; below 1 no pair leaves them alone
+        pair = {"mscale": SMALL, "mscale_all_dim": SMALL} if spec.scaling.attention_factor == 1 else {}
+        scaling = {key: value for key, value in scaling.items() if key not in ("mscale", "mscale_all_dim")} | pair
     if scaling is None or model_type not in LONGROPE_ONLY:
         return scaling
     if scaling["rope_type"] != "longrope":

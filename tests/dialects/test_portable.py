@@ -214,11 +214,9 @@ def test_the_mscale_pair_is_the_attention_factor_as_a_ratio(factor, attention_fa
 @pytest.mark.parametrize("factor", [1.0, 1.5, 4.0, 64.0])
 @pytest.mark.parametrize("attention_factor", [0.5, 1.0, 2.0])
 def test_the_mscale_pair_of_one_is_one(factor, attention_factor):
-    """An attention factor of 1 is two equal numbers, small for DeepSeek's sake; at a factor of 1 no pair says more."""
-    if factor == 1:
+    """An attention factor of 1 is two equal numbers; at a factor of 1 no pair can say another one."""
+    if attention_factor == 1 or factor == 1:
         assert portable.mscale_pair(factor, attention_factor) == (1.0, 1.0)
-    elif attention_factor == 1:
-        assert portable.mscale_pair(factor, attention_factor) == (portable.SMALL, portable.SMALL)
     else:
         mscale, mscale_all_dim = portable.mscale_pair(factor, attention_factor)
         assert (mscale > mscale_all_dim) == (attention_factor > 1)
