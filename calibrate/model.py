@@ -250,10 +250,10 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     ranks = parallel.here()
     check_settings(settings)
     device = pick_device(settings.device, ranks)
-    tokenizer = tokenizer or load_tokenizer(source, settings)
     name, extra = _source(source)
     if "gguf_file" not in extra:
         _check_before_loading(name)
+    tokenizer = tokenizer or load_tokenizer(source, settings)
     extra["trust_remote_code"] = settings.trust_remote_code
     options: dict[str, Any] = {"dtype": DTYPES.get(settings.dtype, "auto"), **extra}
     if "gguf_file" not in extra:

@@ -270,8 +270,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     prepared = prepare(request)
     loaded, tasks = prepared.loaded, prepared.tasks
     for task in tasks:
-        of_gguf = " (a GGUF, de-quantised)" if loaded.dequantised else ""
-        observer.say(f"{task.plan}; {picked(loaded, task.length)}{of_gguf}")
+        observer.say(f"{task.plan}; {picked(loaded, task.length)}")
     loaded.ranks.check_same([(task.found, task.held) for task in tasks], "the windows")
     prove_alive(loaded, prepared.layer, tasks[0].space, tasks[0].found[0])
 

@@ -154,7 +154,8 @@ def picked(loaded: LoadedModel, length: int) -> str:
     attention = getattr(loaded.model.config, "_attn_implementation", None) or "own"
     shared = f", {loaded.ranks.size} processes" if loaded.ranks.size > 1 else ""
     batch = f"{count} windows" if count > 1 else "one window"
-    return f"{loaded.device}, {loaded.dtype}, {attention} attention, {batch} at once{shared}"
+    dtype = f"{loaded.dtype} (a GGUF, de-quantised)" if loaded.dequantised else loaded.dtype
+    return f"{loaded.device}, {dtype}, {attention} attention, {batch} at once{shared}"
 
 
 def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Bands) -> Floats:

@@ -37,9 +37,9 @@ CERTAIN = 2.0
 USUAL_SPREAD, USUAL_COUNT = 0.02, 4
 """What two cells are taken to differ by on one document, nats a token, before the race has seen for itself; it then
 counts as much as this many differences. 0.011 was measured between neighbours near the best of a small model."""
-TEMPERATURE_TRIALS, TEMPERATURE_STEP = 7, 0.05
+TEMPERATURE_TRIALS, TEMPERATURE_STEP = 7, 0.1
 WARM_TRIALS = 5
-POLISH_TRIALS, POLISH_STEP = 3, 0.02
+POLISH_TRIALS, POLISH_STEP = 3, 0.05
 """The last look at the temperature, on all documents: this many trials, this far around what few documents said."""
 TEMPERATURE_TOLERANCE = 2e-3
 HOPELESS = 1e3
@@ -186,12 +186,13 @@ def temperature(
         best = tried.index(min(tried, key=lambda m: seen[m]))
         if 0 < best < len(tried) - 1:
             return _bottom(*((m, seen[m]) for m in tried[best - 1 : best + 2]))
-        edge, inner = (tried[0], tried[1:2]) if best == 0 else (tried[-1], tried[-2:-1])
-        if edge in (least, greatest):
-            return (edge + inner[0]) / 2
         reach = math.ldexp(step, max(len(tried) - 2, 0))
         # downwards first: the default is more often too hot than too cold
-        return edge - reach if best == 0 else edge + reach
+        if best == 0 and tried[0] > least:
+            return tried[0] - reach
+        if best == len(tried) - 1 and tried[-1] < greatest:
+            return tried[-1] + reach
+        return (tried[best] + (tried[1] if best == 0 else tried[-2])) / 2
 
     for _ in range(trials):
         m = min(max(next_question(), least), greatest)
