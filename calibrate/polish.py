@@ -23,6 +23,9 @@ OFTEN = 32.0
 WITHIN_WEIGHT = 0.3
 """What the loss within the original length counts beside the objective's own positions."""
 
+DECIMALS = 7
+"""Of ln λ and of m; what differs by less is one table."""
+
 NEAR = 1e-3
 """A divisor within this share of a bound, or an attention factor this close to one, lies on it."""
 
@@ -73,6 +76,8 @@ def divisors(
     def value_and_slope(log_divisors: Floats, m: float) -> tuple[float, Floats, float]:
         if stopped():
             raise SearchStopped
+        # the last bits of a search depend on the machine's state, and a float32 table has none of them
+        log_divisors, m = np.round(log_divisors, DECIMALS), round(m, DECIMALS)
         inv_freq = base * np.exp(-log_divisors)
         found = slope_of(Frequencies(tuple(inv_freq.tolist()), m), documents, bands, weights.tolist())
         seen.append((found.nats, log_divisors, m))
