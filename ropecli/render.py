@@ -381,7 +381,8 @@ def show_gguf_receipt(conversion: "GgufConversion", receipt: "Receipt", *, quiet
 
 def _show_edits(edits: Sequence["Edit"], notes: Sequence[str], *, quiet: bool) -> None:
     for edit in edits:
-        say(f"  {edit.key}: {_short(edit.old)} -> {_short(edit.new)}", quiet=quiet)
+        if edit.old is not None or edit.new is not None:  # a null is as good as nothing
+            say(f"  {edit.key}: {_short(edit.old)} -> {_short(edit.new)}", quiet=quiet)
     for note in notes:
         say(f"note: {note}", quiet=quiet)
     say("read back: it gives the frequencies and the attention factor that were asked for", quiet=quiet)
