@@ -123,6 +123,7 @@ def sliced_nll(
             logits = model(input_ids=ids[:, start:stop], use_cache=False).logits  # [windows, slice, vocabulary]
         targets = ids[:, start + 1 : stop + 1]
         losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        del logits  # before the next slice has its own
         yield start, stop, losses.view_as(targets)
 
 
