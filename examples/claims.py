@@ -5,24 +5,28 @@
 For a real model, after examples/smollm2.sh (hours on two cores):
 
     cache=~/.cache/ropecli/smollm2
-    python examples/claims.py $cache/model --data $cache/text --factors 2 --documents 4
+    python examples/claims.py $cache/model --data $cache/text --factors 2 --documents 8 --journal $cache/claims.journal
 
 Prints Markdown: each claim, at each factor, as a difference in nats a token, paired by document, with 95 % intervals.
 """
 
 import argparse
+import functools
 import sys
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from calibrate.evaluation import Request, Row, evaluate
-from calibrate.model import Settings
-from calibrate.run import extensible
-from calibrate.statistics import Difference
-from ropecli.checkpoint import read_checkpoint
+from calibrate.fit import Prepared, Request, Task, scorer
+from calibrate.journal import Journal
+from calibrate.model import Settings, as_loaded
+from calibrate.objective import method
+from calibrate.run import prepare
+from calibrate.score import Bands, Floats, tokens_by_band
+from calibrate.statistics import Difference, paired_difference
+from ropecli.spec import Dynamic
 
 EQUAL = 0.001
-"""Nats a token. In bfloat16 a window is not scored to the same bit alone and as the beginning of a longer one."""
+"""Nats a token: less than this is no difference that anybody would notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +62,33 @@ CLAIMS = (
 )
 
 
-def measured(request: Request, original: int, factor: float) -> dict[tuple[str, str, bool], Difference]:
-    """(method, against, past L) → difference, for every pair that a claim is about."""
-    found = {}
-    for against in dict.fromkeys(claim.against for claim in CLAIMS):
-        others = dict.fromkeys(claim.method for claim in CLAIMS if claim.against == against)
-        rows = evaluate(
-            Request(
-                request.sources,
-                request.data,
-                (original, round(factor * original)),
-                (against, *others),
-                factor,
-                documents=request.documents,
-                windows=1,
-                settings=request.settings,
-            ),
-            lambda row: print(f"{row.method} {row.length}: {row.nll:.4f} nats", file=sys.stderr),
+def measured(prepared: Prepared, task: Task, journal: Journal, count: int | None) -> dict[Claim, Difference]:
+    """The difference of every claim at one factor. Each table is scored once on a document, and never again."""
+    original, documents = prepared.plain.original_length, task.corpus.documents[:count]
+    heads = tuple(replace(d, windows=tuple(window[:original] for window in d.windows)) for d in documents)
+    past = Bands((1, original, task.length))
+    on_windows = journal.remembering(scorer(prepared.loaded, prepared.layer, past), 1)
+    on_heads = journal.remembering(scorer(prepared.loaded, prepared.layer, Bands((1, original))), 1)
+
+    @functools.cache
+    def nats(name: str, *, beyond: bool) -> Floats:
+        if name == "dynamic":
+            spec = replace(prepared.plain, scaling=Dynamic(1.0), max_length=task.length)
+        else:
+            spec = method(name, prepared.plain, task.space.factor)
+        length = task.length if beyond else original
+        table = as_loaded(spec, length)
+        found = on_windows(table, documents)[:, 1] if beyond else on_heads(table, heads)[:, 0]
+        print(f"{name}, {'past' if beyond else 'up to'} L: {found.mean():.1f} nats a document", file=sys.stderr)
+        return found
+
+    tokens = {beyond: tokens_by_band(documents, past)[:, int(beyond)] for beyond in (False, True)}
+    return {
+        claim: paired_difference(
+            nats(claim.method, beyond=claim.past), nats(claim.against, beyond=claim.past), tokens[claim.past]
         )
-        for row, past in product(rows, (False, True)):
-            difference = _difference(row, original, past=past)
-            if difference is not None:
-                found[row.method, against, past] = difference
-    return found
-
-
-def _difference(row: Row, original: int, *, past: bool) -> Difference | None:
-    if past:
-        return row.beyond_difference if row.length > original else None
-    return row.difference if row.length == original else None
+        for claim in CLAIMS
+    }
 
 
 def main() -> None:
@@ -96,23 +98,28 @@ def main() -> None:
     options.add_argument("--data", action="append", required=True)
     options.add_argument("--factors", default="2,4,8")
     options.add_argument("--documents", type=int)
+    options.add_argument("--journal", type=Path, help="keep every score here, and go on from what it holds")
     options.add_argument("--device", default="auto")
     given = options.parse_args()
-    _, plain = extensible(read_checkpoint(given.model), None)
-    request = Request((given.model,), tuple(given.data), documents=given.documents, settings=Settings(given.device))
+    factors = tuple(float(factor) for factor in given.factors.split(","))
+    request = Request(given.model, tuple(given.data), factors, windows=1, settings=Settings(given.device))
+    prepared = prepare(request)
+    identity = {"data": [source.sha256 for source in prepared.sources], "model": given.model}
+    journal = Journal(given.journal, identity, resume=True)
     print("# The field's claims, on one model\n")
-    print(f"Printed by `python examples/claims.py {' '.join(sys.argv[1:])}`; L = {plain.original_length} tokens.")
+    print(
+        f"Printed by `python examples/claims.py {' '.join(sys.argv[1:])}`; L = {prepared.plain.original_length} tokens."
+    )
     print("Differences are nats a token, the first method less the second, paired by document, with 95 % intervals; no")
     print("fine-tuning. Texts up to L are the first L tokens of each window, scored as texts of their own with the")
     print("embedding that serves the long ones.\n")
     print("| claim | factor | difference | 95 % interval | outcome |\n| --- | --- | --- | --- | --- |")
-    for factor in map(float, given.factors.split(",")):
-        found = measured(request, plain.original_length, factor)
-        for claim in CLAIMS:
-            difference = found[claim.method, claim.against, claim.past]
-            cells = [claim.text, f"{factor:g}", f"{difference.delta:+.4f}"]
+    for task in reversed(prepared.tasks):
+        for claim, difference in measured(prepared, task, journal, given.documents).items():
+            cells = [claim.text, f"{task.space.factor:g}", f"{difference.delta:+.4f}"]
             cells += [f"{difference.low:+.4f} to {difference.high:+.4f}", claim.verdict(difference)]
             print(f"| {' | '.join(cells)} |", flush=True)
+    journal.close()
 
 
 if __name__ == "__main__":
