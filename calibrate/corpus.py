@@ -107,9 +107,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Text]:
     try:
         from pyarrow import ArrowException, parquet  # noqa: PLC0415 - an optional extra
     except ImportError as error:
-        raise NoResource(
-            "reading parquet needs pyarrow", where=str(path), hint='pip install "ropecli[parquet]"'
-        ) from error
+        raise NoResource("reading parquet needs pyarrow", where=str(path), hint="pip install pyarrow") from error
     try:
         table = parquet.ParquetFile(path)
         names = table.schema_arrow.names

@@ -1,6 +1,6 @@
 """Draws the figures of docs/rope.md and computes every number in it: `python docs/figures.py` rewrites both in place.
 
-The running example is Llama-2 (θ = 10000, head_dim 128, L = 4096) with factor 4. Needs `pip install "ropecli[plots]"`.
+The running example is Llama-2 (θ = 10000, head_dim 128, L = 4096) with factor 4. Needs `pip install matplotlib`.
 """
 
 import math

@@ -88,7 +88,7 @@ def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
         from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
         from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
     except ImportError as error:
-        raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"') from error
+        raise NoResource("drawing needs matplotlib", hint="pip install matplotlib") from error
     settings = {
         "svg.hashsalt": "ropecli",
         "svg.fonttype": "none",
@@ -154,7 +154,7 @@ def page_svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[flo
         from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
         from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
     except ImportError as error:
-        raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"') from error
+        raise NoResource("drawing needs matplotlib", hint="pip install matplotlib") from error
     with style.context(["default", {**PAGE_STYLE, "svg.hashsalt": name}], after_reset=True):
         figure = Figure(figsize=size, dpi=72, layout="constrained")
         draw(figure.subplots())

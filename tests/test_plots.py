@@ -251,7 +251,7 @@ def test_without_matplotlib_the_hint_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(NoResource, match="matplotlib") as caught:
         plot_wavelengths([layer(LLAMA)], tmp_path / "figure.svg")
-    assert caught.value.hint == 'pip install "ropecli[plots]"'
+    assert caught.value.hint == "pip install matplotlib"
     assert not list(tmp_path.iterdir())
 
 

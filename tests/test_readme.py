@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
-MAKE = ("make demo", "make test", "examples/smollm2.sh", "python benchmarks/")
+MAKE = ("make demo", "make test", "pip install", "examples/smollm2.sh", "python benchmarks/")
 
 
 def environment() -> dict[str, str]:

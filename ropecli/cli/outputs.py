@@ -40,7 +40,7 @@ def check_outputs(files: Mapping[str, Path | None], *, force: bool) -> None:
         if option == "--report" and suffix not in {".html", ".htm"}:
             raise BadUsage(f"a report is an .html file, found {suffix or 'no suffix'}", where=str(path))
         if option in {"--plot", "--report"} and find_spec("matplotlib") is None:
-            raise NoResource("drawing needs matplotlib", hint='pip install "ropecli[plots]"')
+            raise NoResource("drawing needs matplotlib", hint="pip install matplotlib")
     if len({path.resolve() for path in wanted.values()}) < len(wanted):
         raise BadUsage(f"{' and '.join(wanted)} name the same file", hint="give each a file of its own")
 
