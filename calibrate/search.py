@@ -28,8 +28,8 @@ METHODS = {
 }
 COARSE_CELLS = 36
 """The first sweep uses the smallest step that visits at most this many cells."""
-FINALISTS, LEADERS = 3, 2
-"""How many cells go on from the sweep and into the last heat, and from each level between the two."""
+LEADERS, FINALISTS = 2, 3
+"""How many cells go on from the sweep, and into the last heat; between the two the best one alone leads."""
 GRADIENT_ITERATIONS = 30
 FEW_DOCUMENTS = 3
 CERTAIN = 2.0
@@ -69,7 +69,7 @@ def race_passes(space: Space, documents: int) -> float:
     few = min(FEW_DOCUMENTS, documents)
     sweep = sum(1 for _ in space.cells(coarse_step(space)))
     levels = math.ceil(math.log2(coarse_step(space)))
-    neighbours = 8 * FINALISTS + 8 * LEADERS * max(levels - 1, 0) + 8 + LEADERS
+    neighbours = 1 + 5 * LEADERS + 5 * max(levels - 1, 0) + 9
     some = sweep + few * (neighbours + WARM_TRIALS)
     return some / documents + FINALISTS + 1 + POLISH_TRIALS
 
@@ -135,8 +135,9 @@ def _stages(documents: int) -> list[int]:
     return sorted({*(stage for stage in stages if stage < documents), documents})
 
 
-def _around(space: Space, point: Point, step: int) -> list[Point]:
-    cells = product((-step, 0, step), repeat=2)
+def _around(space: Space, point: Point, step: int, *, diagonal: bool) -> list[Point]:
+    """The point and its neighbours that lie inside the bounds: four, or eight with the diagonal ones."""
+    cells = [(i, j) for i, j in product((-step, 0, step), repeat=2) if diagonal or not (i and j)]
     moved = ((int(point.low) + i, int(point.high) + j) for i, j in cells)
     return [point._replace(low=low, high=high) for low, high in moved if space.allows(low, high)]
 
@@ -144,8 +145,10 @@ def _around(space: Space, point: Point, step: int) -> list[Point]:
 def race(loss: Loss, space: Space, documents: int) -> Point:
     """The integer lattice of corners, coarse to fine, then the temperature, then the corners again at that temperature.
 
-    The sweep runs on one document, the neighbours of the best on up to three, the last three on up to all; each time
-    whoever is surely behind is dropped (`Field`). The winner is then compared with default YaRN on all documents.
+    The sweep runs on one document, the neighbours of its best on up to three, the last three on up to all; each time
+    whoever is surely behind is dropped (`Field`). Until the last look at the corners a cell has four neighbours: the
+    loss is smooth over steps of several pairs, and eight would make the search of a model with 64 pairs a third dearer
+    without a better end. The winner is then compared with default YaRN on all documents.
 
     Windows are scored whole, for short ones mislead. Over the 66 cells of the tiny model at s = 4, the loss beyond L
     correlates by −0.09 with that over [L, 1.25 L) and by 0.74 with that over [L, 2 L); a margin wide enough to keep the
@@ -155,14 +158,13 @@ def race(loss: Loss, space: Space, documents: int) -> Point:
     step = coarse_step(space)
     start = space.default
     field = Field(loss)
-    leaders = field.best([start._replace(low=i, high=j) for i, j in space.cells(step)], 1, FINALISTS)
+    leaders = field.best([start._replace(low=i, high=j) for i, j in space.cells(step)], 1, LEADERS)
     while step > 1:
         step = math.ceil(step / 2)
-        near = [start, *(cell for leader in leaders for cell in _around(space, leader, step))]
-        leaders = field.best(near, few, LEADERS)
+        near = [start, *(cell for leader in leaders for cell in _around(space, leader, step, diagonal=False))]
+        leaders = field.best(near, few, 1)
     warm = temperature(loss, space, leaders[0], few, trials=WARM_TRIALS)
-    near = [*(leader._replace(attention_factor=warm.attention_factor) for leader in leaders), *_around(space, warm, 1)]
-    finalists = field.best(near, few, FINALISTS)
+    finalists = field.best(_around(space, warm, 1, diagonal=True), few, FINALISTS)
     winner = field.best(finalists, documents, 1)[0]
     best = _best(loss, [start, winner], documents, 1)[0]
     return temperature(loss, space, best, documents, step=POLISH_STEP, trials=POLISH_TRIALS)
