@@ -33,6 +33,7 @@ from calibrate.corpus import Document
 from calibrate.fit import GRADIENT_COST, Prepared, Request, Task, find, scorer
 from calibrate.gradient import SlopeOf, slope
 from calibrate.journal import Journal, file_fingerprint
+from calibrate.model import Settings
 from calibrate.objective import Point, method
 from calibrate.run import prepare
 from calibrate.score import Floats, tokens_by_band
@@ -363,7 +364,9 @@ def main() -> None:
     asked = [name for name in given.searches.split(",") if name in RIVALS and (slow or name not in SLOW)]
     given.folder.mkdir(parents=True, exist_ok=True)
     factors = tuple(float(factor) for factor in given.factors.split(","))
-    prepared = prepare(Request(given.model, DATA, factors=factors, windows=1))
+    # the attention is named, for the one that is picked otherwise is not the same on every processor
+    settings = Settings(attn_implementation="sdpa")
+    prepared = prepare(Request(given.model, DATA, factors=factors, windows=1, settings=settings))
     for task in reversed(prepared.tasks):
         factor = task.space.factor
         weights = [file_fingerprint(file) for file in sorted(Path(given.model).glob("*.safetensors"))]
