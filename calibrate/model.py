@@ -12,7 +12,7 @@ import transformers
 from transformers.distributed import DistributedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from calibrate import parallel
+from calibrate import attention, parallel
 from calibrate.cost import AttentionKind, Shape
 from ropecli.checkpoint import read_json, tensor_headers
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
@@ -61,6 +61,7 @@ class LoadedModel:
 
     dequantised  whether it comes from a GGUF, whose weights transformers turns into plain floats on loading
     ranks  the processes that share the windows
+    float32_attention  whether long windows are scored with `attention.in_float32`
     """
 
     model: Any
@@ -69,11 +70,17 @@ class LoadedModel:
     device: torch.device
     ranks: parallel.Ranks = parallel.ALONE
     dequantised: bool = False
+    float32_attention: bool = False
 
     @property
     def dtype(self) -> str:
         """Name of the parameters' dtype, for the record."""
         return str(self.model.dtype).removeprefix("torch.")
+
+    def attention(self, length: int) -> str:
+        """Name of the attention that scores windows of `length` tokens, for the record."""
+        name = getattr(self.model.config, "_attn_implementation", None) or "own"
+        return f"float32 {name}" if self.float32_attention and length > attention.LONGER_THAN else name
 
 
 def pick_device(wanted: str, ranks: parallel.Ranks = parallel.ALONE) -> torch.device:
@@ -280,7 +287,34 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     def encode(text: str) -> list[int]:
         return refuse_unknown(tokenizer.encode(text), rows, source)
 
-    return LoadedModel(model, encode, tokenizer.bos, device, ranks, "gguf_file" in extra)
+    float32_attention = settings.attn_implementation is None and _prefers_float32_attention(model, device)
+    return LoadedModel(model, encode, tokenizer.bos, device, ranks, "gguf_file" in extra, float32_attention)
+
+
+def _prefers_float32_attention(model: Any, device: torch.device) -> bool:
+    return (
+        device.type == "cpu"
+        and model.dtype == torch.bfloat16
+        and model.config._attn_implementation == "sdpa"
+        and attention.pays_here()
+    )
+
+
+@contextlib.contextmanager
+def attending(loaded: LoadedModel) -> Iterator[None]:
+    """Inside the block transformers' sdpa is `attention.in_float32` where the model was loaded so; then as it was.
+
+    It keeps its name: some architectures build their masks by it.
+    """
+    if not loaded.float32_attention:
+        yield
+        return
+    plain = transformers.AttentionInterface()["sdpa"]
+    transformers.AttentionInterface.register("sdpa", attention.in_float32(plain))
+    try:
+        yield
+    finally:
+        transformers.AttentionInterface.register("sdpa", plain)
 
 
 def refuse_unknown(ids: list[int], rows: int, source: str) -> list[int]:

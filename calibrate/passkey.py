@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 
 from calibrate.evaluation import Method, Request, wanted_lengths, wanted_methods
-from calibrate.model import LoadedModel, is_out_of_memory, load, rotating_with
+from calibrate.model import LoadedModel, attending, is_out_of_memory, load, rotating_with
 from calibrate.statistics import standard_error
 from ropecli.checkpoint import read_checkpoint
 from ropecli.errors import BadUsage, NoResource
@@ -127,7 +127,7 @@ def answer(loaded: LoadedModel, question: Question) -> tuple[float, bool]:
     count = question.answer
     slim = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
     try:
-        with torch.no_grad():
+        with torch.no_grad(), attending(loaded):
             ids = torch.tensor([question.ids], device=loaded.device)
             kept = {"logits_to_keep": count + 1} if slim else {}
             logits = loaded.model(input_ids=ids, use_cache=False, **kept).logits[0, -count - 1 : -1].float()

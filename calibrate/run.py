@@ -215,7 +215,7 @@ def _identity(request: Request, prepared: Prepared) -> Mapping[str, Any]:
         "data": [source.sha256 for source in prepared.sources],
         "device": prepared.loaded.device.type,
         "dtype": prepared.loaded.dtype,
-        "attn_implementation": prepared.loaded.model.config._attn_implementation,
+        "attn_implementation": prepared.loaded.attention(prepared.tasks[0].length),
         "bins by position": POSITION_BINS,
         "factors": sorted(request.factors),
         **settings,

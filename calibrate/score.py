@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel, is_out_of_memory
+from calibrate.model import LoadedModel, attending, is_out_of_memory
 from ropecli.errors import NoResource
 
 Floats = npt.NDArray[np.float64]
@@ -152,11 +152,10 @@ def batches(documents: Sequence[Document], windows: int) -> Iterator[Sequence[Do
 def picked(loaded: LoadedModel, length: int) -> str:
     """How windows of `length` tokens are scored, in a few words."""
     count = windows_at_once(length, loaded.device)
-    attention = getattr(loaded.model.config, "_attn_implementation", None) or "own"
     shared = f", {loaded.ranks.size} processes" if loaded.ranks.size > 1 else ""
     batch = f"{count} windows" if count > 1 else "one window"
     dtype = f"{loaded.dtype} (a GGUF, de-quantised)" if loaded.dequantised else loaded.dtype
-    return f"{loaded.device}, {dtype}, {attention} attention, {batch} at once{shared}"
+    return f"{loaded.device}, {dtype}, {loaded.attention(length)} attention, {batch} at once{shared}"
 
 
 def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Bands) -> Floats:
@@ -173,7 +172,7 @@ def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Band
     while start < mine.stop:
         chosen = rows[start : min(start + batch, mine.stop)]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), attending(loaded):
                 ids = torch.tensor([window[: bands.edges[-1]] for _, window in chosen], device=loaded.device)
                 losses = token_nll(loaded.model, ids).cpu().double().numpy()
         except (RuntimeError, MemoryError) as error:
