@@ -62,9 +62,10 @@ def header(file: Path, names: Sequence[str], elements: int) -> None:
 def many_checkpoints(place: Path, count: int) -> None:
     """One call of inspect for all of them."""
     config = (TINY / "config.json").read_bytes()
-    paths = [place / f"{n:05}.json" for n in range(count)]
+    paths = [place / f"{n:05}" for n in range(count)]
     for path in paths:
-        path.write_bytes(config)
+        path.mkdir()
+        (path / "config.json").write_bytes(config)
     line(f"inspect --json of {count:,} checkpoints in one call", *ropecli("inspect", "--json", *paths))
     few = max(count // 100, 1)
     code = "import sys; from transformers import AutoConfig\nfor p in sys.argv[1:]: AutoConfig.from_pretrained(p)"
