@@ -22,10 +22,12 @@ lint: .venv/test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive ropecli calibrate
 
-# known holes of what is installed; asks an advisory service, so it is no part of `make test`
+# known holes of what is installed; asks an advisory service, so it is no part of `make test`. Not the one of PyPI: a mirror
+# may have none, and then pip-audit leaves out every package and ends well
 audit: .venv-audit/ready
-	.venv-audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.venv-audit/bin/pip-audit --vulnerability-service osv --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 # every door for FUZZ_SECONDS, in an environment of its own: atheris is not for every Python
 fuzz: .venv-fuzz/ready

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,24 +47,25 @@ def line(what: str, seconds: float, megabytes: float, more: str = "") -> None:
     print(f"{what:<58} {seconds:8.2f} s {megabytes:6.0f} MB{'; ' + more if more else ''}", flush=True)
 
 
-def header(file: Path, tensors: int, elements: int, prefix: str = "t") -> None:
-    """A sparse safetensors file with so many BF16 tensors of so many elements."""
+def header(file: Path, names: Sequence[str], elements: int) -> None:
+    """A sparse safetensors file with BF16 tensors of these names, of so many elements each."""
     size = 2 * elements
     entries = {
-        f"{prefix}{n}": {"dtype": "BF16", "shape": [elements], "data_offsets": [n * size, (n + 1) * size]}
-        for n in range(tensors)
+        name: {"dtype": "BF16", "shape": [elements], "data_offsets": [n * size, (n + 1) * size]}
+        for n, name in enumerate(names)
     }
     text = json.dumps(entries).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(file, 8 + len(text) + tensors * size)
+    os.truncate(file, 8 + len(text) + len(names) * size)
 
 
 def many_checkpoints(place: Path, count: int) -> None:
     """One call of inspect for all of them."""
     config = (TINY / "config.json").read_bytes()
-    paths = [place / f"{n:05}.json" for n in range(count)]
+    paths = [place / f"{n:05}" for n in range(count)]
     for path in paths:
-        path.write_bytes(config)
+        path.mkdir()
+        (path / "config.json").write_bytes(config)
     line(f"inspect --json of {count:,} checkpoints in one call", *ropecli("inspect", "--json", *paths))
     few = max(count // 100, 1)
     code = "import sys; from transformers import AutoConfig\nfor p in sys.argv[1:]: AutoConfig.from_pretrained(p)"
@@ -79,9 +81,10 @@ def many_tensors(place: Path, count: int) -> None:
     shutil.copy(TINY / "config.json", place)
     weight_map = {}
     for shard in range(shards):
-        name = f"model-{shard:05}.safetensors"
-        header(place / name, count // shards, 2**20, f"s{shard}.t")
-        weight_map |= {f"s{shard}.t{n}": name for n in range(count // shards)}
+        file = f"model-{shard:05}-of-{shards:05}.safetensors"
+        names = [f"model.layers.{shard}.mlp.experts.{n}.up_proj.weight" for n in range(count // shards)]
+        header(place / file, names, 2**20)
+        weight_map |= dict.fromkeys(names, file)
     (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     size = sum(file.stat().st_size for file in place.glob("*.safetensors"))
     what = f"{count:,} tensors, {shards} shards, {size / 1e12:.2f} TB (sparse)"

@@ -4,16 +4,20 @@ Layout (safetensors, README "Format"): 8 bytes N, little-endian; N bytes of JSON
 then the data. Offsets count from the end of the header, leave no hole and do not overlap.
 """
 
+import gc
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ropecli.errors import BadCheckpoint
-from ropecli.strict_json import parse_json, read_json
+from ropecli.strict_json import parse_json, read_member
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -23,6 +27,12 @@ HEADER_BYTES = 100_000_000
 
 HEADER_VALUES = 2**21
 """The most values in one header or index: about 230,000 tensors a file, or two million in an index."""
+
+INDEX_BYTES = 150_000_000
+"""The longest index that is read; a million tensors take about 100 bytes each."""
+
+MAX_SHARDS = 10_000
+"""The most files that an index may name. Real ones stay below 1,000."""
 
 DTYPE_BITS: Mapping[str, int] = (
     {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -127,22 +137,39 @@ def read_tensor(info: TensorInfo) -> bytes:
 
 def survey(folder: Path) -> tuple[dict[str, TensorInfo], tuple[Problem, ...]]:
     """Every tensor of a folder, and everything that is wrong with its safetensors files."""
+    with _uncollected():
+        return _survey(folder)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for cycles, of which headers have none: it takes a third of the time of a million tensors."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _survey(folder: Path) -> tuple[dict[str, TensorInfo], tuple[Problem, ...]]:
     index = folder / INDEX_NAME
     single = folder / SINGLE_NAME
     if _present(single) or not _present(index):
         files = [single] if _present(single) else sorted(folder.glob("*.safetensors"))
         if not files:
             return {}, (_no_weights(folder),)
-        tensors, problems = _merged(_shards(folder, [file.name for file in files]))
-        return tensors, _first(problems, str(folder))
+        merged = _Merged()
+        merged.add(_shards(folder, [file.name for file in files]))
+        return merged.tensors, _first(merged.problems(), str(folder))
     try:
         weight_map = _weight_map(index)
     except BadCheckpoint as error:
         return {}, (Problem(error.where, error.problem, error.hint),)
-    shards = _shards(folder, sorted(set(weight_map.values())))
-    tensors, problems = _merged(shards)
-    problems += _index_against_headers(folder, weight_map, tensors, problems)
-    return tensors, _first(problems, str(folder))
+    merged = _Merged(folder, weight_map)
+    merged.add(_shards(folder, sorted(set(weight_map.values()))))
+    return merged.tensors, _first(merged.problems(), str(folder))
 
 
 def _present(file: Path) -> bool:
@@ -161,29 +188,33 @@ def _no_weights(folder: Path) -> Problem:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    data, _ = read_json(index, max_bytes=2 * HEADER_BYTES, max_values=HEADER_VALUES)
-    weight_map = data.get("weight_map")
+    weight_map = read_member(index, "weight_map", max_bytes=INDEX_BYTES, max_values=HEADER_VALUES)
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise BadCheckpoint(
             "expected an object of tensor name → file name", where=f"{index}: weight_map", hint="rebuild the index"
         )
+    shards = len(set(weight_map.values()))
+    if shards > MAX_SHARDS:
+        raise BadCheckpoint(
+            f"expected at most {MAX_SHARDS:,} files, found {shards:,}",
+            where=f"{index}: weight_map",
+            hint="rebuild the index",
+        )
     return weight_map
 
 
-def _shards(folder: Path, names: Sequence[str]) -> list[Header]:
+def _shards(folder: Path, names: Sequence[str]) -> Iterator[Header]:
     """The headers of all these files; none is read twice, or a thousand links to one would cost a thousand reads."""
     first: dict[tuple[int, int], str] = {}
-    headers = []
     for name in names:
         try:
             status = (folder / name).stat()
         except (OSError, ValueError):
-            headers.append(_shard(folder, name))
+            yield _shard(folder, name)
             continue
         before = first.setdefault((status.st_dev, status.st_ino), name)
         same = Problem(str(folder / name), f"is the same file as {before}", "remove one of them")
-        headers.append(_shard(folder, name) if before == name else Header((), {}, (same,)))
-    return headers
+        yield _shard(folder, name) if before == name else Header((), {}, (same,))
 
 
 def _shard(folder: Path, name: str) -> Header:
@@ -216,51 +247,62 @@ def _lawful_link(target: Path) -> bool:
     return target.suffix == ".safetensors" or target.parent.name == "blobs"
 
 
-def _first(problems: Sequence[Problem], where: str) -> tuple[Problem, ...]:
-    """At most `MAX_PROBLEMS`, and the number of those left out."""
-    if len(problems) <= MAX_PROBLEMS:
-        return tuple(problems)
-    return (*problems[:MAX_PROBLEMS], Problem(where, f"and {len(problems) - MAX_PROBLEMS:,} more problems"))
+def _first(problems: Iterable[Problem], where: str, more: int = 0) -> tuple[Problem, ...]:
+    """At most `MAX_PROBLEMS`, and the number of those left out, `more` of which nobody made."""
+    rest = iter(problems)
+    first = tuple(islice(rest, MAX_PROBLEMS))
+    more += sum(1 for _ in rest)
+    return (*first, Problem(where, f"and {more:,} more problems")) if more else first
 
 
-def _merged(headers: list[Header]) -> tuple[dict[str, TensorInfo], list[Problem]]:
-    tensors: dict[str, TensorInfo] = {}
-    problems = [problem for header in headers for problem in header.problems]
-    for header in headers:
-        for info in header.tensors:
-            first = tensors.setdefault(info.name, info)
-            if first is not info:
-                problems.append(
-                    Problem(
-                        f"{info.file}: {info.name}",
-                        f"the tensor is also in {first.file.name}",
-                        "readers disagree on which one counts; remove one",
-                    )
-                )
-    return tensors, problems
+class _Merged:
+    """The tensors of many headers, and what is wrong between them.
 
+    Of an index, a name is forgotten once its tensor is found where it should be: a million names are held once.
+    """
 
-def _index_against_headers(
-    folder: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo], found: Sequence[Problem]
-) -> list[Problem]:
-    index = folder / INDEX_NAME
-    unread = {problem.where for problem in found}
-    places = {shard: folder / shard for shard in set(weight_map.values())}
-    problems: list[Problem] = []
-    for name, shard in weight_map.items():
-        info = tensors.get(name)
-        if info is None and not _escapes(shard) and str(places[shard]) not in unread:
-            problems.append(
-                Problem(f"{index}: {name}", f"the tensor is not in {shard}", "download the checkpoint again")
+    def __init__(self, folder: Path = Path(), weight_map: dict[str, str] | None = None) -> None:
+        self.tensors: dict[str, TensorInfo] = {}
+        self._folder, self._indexed, self._unplaced = folder, weight_map is not None, weight_map or {}
+        self._places = {shard: folder / shard for shard in set(self._unplaced.values())}
+        self._unread: list[Problem] = []
+        self._again: list[TensorInfo] = []
+        self._strays: list[TensorInfo] = []
+
+    def add(self, headers: Iterable[Header]) -> None:
+        """Take in these headers, of which the first that has a tensor counts."""
+        for header in headers:
+            self._unread += header.problems
+            for info in header.tensors:
+                if self.tensors.setdefault(info.name, info) is not info:
+                    self._again.append(info)
+                    continue
+                shard = self._unplaced.get(info.name)
+                if shard is None:
+                    self._strays.append(info)
+                elif self._places[shard] == info.file:
+                    del self._unplaced[info.name]
+
+    def problems(self) -> Iterator[Problem]:
+        """Of the files, of tensors in two of them, and of the index."""
+        yield from self._unread
+        for info in self._again:
+            yield Problem(
+                f"{info.file}: {info.name}",
+                f"the tensor is also in {self.tensors[info.name].file.name}",
+                "readers disagree on which one counts; remove one",
             )
-        elif info is not None and info.file != places[shard]:
-            problem = f"expected in {shard}, found in {info.file.name}"
-            problems.append(Problem(f"{index}: {name}", problem, "rebuild the index"))
-    strays = [info for name, info in tensors.items() if name not in weight_map]
-    return problems + [
-        Problem(f"{info.file}: {info.name}", "the index does not name this tensor", "rebuild the index")
-        for info in strays
-    ]
+        index = self._folder / INDEX_NAME
+        unread = {problem.where for problem in self._unread}
+        for name, shard in self._unplaced.items():
+            found = self.tensors.get(name)
+            if found is not None:
+                problem = f"expected in {shard}, found in {found.file.name}"
+                yield Problem(f"{index}: {name}", problem, "rebuild the index")
+            elif not _escapes(shard) and str(self._places[shard]) not in unread:
+                yield Problem(f"{index}: {name}", f"the tensor is not in {shard}", "download the checkpoint again")
+        for info in self._strays if self._indexed else ():
+            yield Problem(f"{info.file}: {info.name}", "the index does not name this tensor", "rebuild the index")
 
 
 def _read_header(file: Path) -> Header:
@@ -279,25 +321,32 @@ def _read_header(file: Path) -> Header:
             raise BadCheckpoint(f"expected a header of at most {HEADER_BYTES} bytes, found {length}", hint=again)
         blob = stream.read(length)
     entries, _ = parse_json(blob, max_bytes=HEADER_BYTES, max_values=HEADER_VALUES)
+    del blob
     metadata = entries.pop("__metadata__", {})
     problems: list[Problem] = []
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         problems.append(Problem(f"{file}: __metadata__", "expected an object of strings"))
         metadata = {}
     tensors: list[TensorInfo] = []
+    more = 0
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     for name, entry in entries.items():
-        found = _tensor(name, entry, file, 8 + length)
+        found = _tensor(name, entry, file, 8 + length, shapes)
         if isinstance(found, TensorInfo):
             tensors.append(found)
-        else:
+        elif len(problems) < MAX_PROBLEMS:
             problems.append(Problem(f"{file}: {name}", found))
+        else:
+            more += 1
     tensors.sort(key=lambda info: (info.begin, info.end))
-    problems += _coverage(tensors, file, 8 + length, size, bool(problems))
-    return Header(tuple(tensors), metadata, _first(problems, str(file)))
+    found_between = _coverage(tensors, file, 8 + length, size, bool(problems))
+    return Header(tuple(tensors), metadata, _first(chain(problems, found_between), str(file), more))
 
 
-def _tensor(name: str, entry: Any, file: Path, start: int) -> TensorInfo | str:
-    """One entry of a header, or what is wrong with it."""
+def _tensor(
+    name: str, entry: Any, file: Path, start: int, shapes: dict[tuple[int, ...], tuple[int, ...]]
+) -> TensorInfo | str:
+    """One entry of a header, or what is wrong with it; equal shapes are one in `shapes`, for there are few."""
     if not isinstance(entry, dict):
         return "expected an object with dtype, shape and data_offsets"
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -312,7 +361,8 @@ def _tensor(name: str, entry: Any, file: Path, start: int) -> TensorInfo | str:
     if (end - begin) * 8 != bits:
         taken = f"{-(-bits // 8)} bytes" if bits < 2**66 else "more bytes than a file can have"
         return f"{dtype} {shape!r:.60} takes {taken}, its data_offsets span {end - begin}"
-    return TensorInfo(name, file, dtype, tuple(shape), start + begin, start + end)
+    once = shapes.setdefault(tuple(shape), tuple(shape))
+    return TensorInfo(name, file, sys.intern(dtype), once, start + begin, start + end)
 
 
 def _is_size(value: object) -> bool:

@@ -6,10 +6,13 @@ that writes the same output removes it.
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ropecli.errors import OutputExists
 
@@ -30,10 +33,11 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     with private_folder(out) as holder:
         stage = holder / out.name
         yield stage
-        if force and os.path.lexists(out):
-            _replace(stage, out, holder / "replaced")
-        else:
-            _appear(stage, out)
+        with _Signals():
+            if force and os.path.lexists(out):
+                _replace(stage, out, holder / "replaced")
+            else:
+                _appear(stage, out)
 
 
 @contextmanager
@@ -42,13 +46,48 @@ def private_folder(out: Path) -> Iterator[Path]:
     prefix = f".{os.fsdecode(os.fsencode(out.name)[:_NAME_BYTES])}{_MARK}"
     for left in sorted(out.parent.glob(f"{_literal(prefix)}*")):
         _sweep(left, out)
-    holder, lock = _locked_folder(out.parent, prefix)
-    try:
-        yield holder
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+    with _Signals() as signals:
+        holder, lock = _locked_folder(out.parent, prefix)
+        try:
+            signals.come()
+            yield holder
+        finally:
+            try:
+                signals.wait()
+            finally:  # also where one came just before
+                shutil.rmtree(holder, ignore_errors=True)
+                if lock is not None:
+                    os.close(lock)
+
+
+class _Signals:
+    """Signals whose handlers end what runs: inside the block they wait, and come at its end or when they are let."""
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        self.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.come()
+
+    def wait(self) -> None:
+        """From here on they are only noted; those that nobody handles do what they do."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")):
+            if number is not None and callable(signal.getsignal(number)):
+                self._handlers[number] = signal.signal(number, lambda number, _: self._came.append(number))
+
+    def come(self) -> None:
+        """Their handlers are back, and those that came in the meantime are run."""
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+        while self._came:
+            signal.raise_signal(self._came.pop(0))
 
 
 def is_staging(name: str) -> bool:

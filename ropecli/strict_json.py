@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ CONFIG_VALUES = 2**20
 MAX_DEPTH = 64
 """The deepest nesting of objects and lists that is read. Real configs stay below 10."""
 
+_NESTS = (dict, list)
+_SPACE = re.compile(r"[ \t\n\r]*")
+_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+
 
 def read_json(
     path: Path, *, max_bytes: int = CONFIG_BYTES, max_values: int = CONFIG_VALUES
@@ -25,8 +31,21 @@ def read_json(
 
     Raises BadCheckpoint, which names the file and, where the text is not JSON, the line and the column.
     """
+    text = read_text(path, max_bytes=max_bytes, max_values=max_values)
     try:
-        return parse_json(_first_bytes(path, max_bytes + 1), max_bytes=max_bytes, max_values=max_values)
+        return _top(text), text
+    except BadCheckpoint as error:
+        error.at(str(path))
+        raise
+
+
+def read_text(path: Path, *, max_bytes: int, max_values: int) -> str:
+    """The text of a JSON file, bounded but not yet parsed, without a byte order mark.
+
+    Raises BadCheckpoint, which names the file.
+    """
+    try:
+        return _text(_first_bytes(path, max_bytes + 1), max_bytes, max_values)
     except BadCheckpoint as error:
         error.at(str(path))
         raise
@@ -44,6 +63,11 @@ def parse_json(
 
     Raises BadCheckpoint.
     """
+    text = _text(blob, max_bytes, max_values)
+    return _top(text), text
+
+
+def _text(blob: bytes, max_bytes: int, max_values: int) -> str:
     # A text that is not plain ASCII may take four bytes a character once decoded.
     if len(blob) * (1 if blob.isascii() else 4) > max_bytes:
         raise BadCheckpoint(
@@ -55,10 +79,48 @@ def parse_json(
     text = _decoded(blob)
     if not text.strip():
         raise BadCheckpoint("expected a JSON object, found nothing", hint="download the file again")
+    return text
+
+
+def _top(text: str) -> dict[str, Any]:
     value = _loaded(text)
     if not isinstance(value, dict):
         raise BadCheckpoint(f"expected a JSON object at the top, found {_kind(value)}")
-    return value, text
+    return value
+
+
+def read_member(path: Path, key: str, *, max_bytes: int, max_values: int) -> Any:
+    """The value of one member of the object in a JSON file; None where there is none.
+
+    What is refused is what `read_json` refuses. Where the value is an object, its members are read one by one, and
+    equal strings among its values are one string: a million members take a third of what `read_json` takes.
+
+    Raises BadCheckpoint, which names the file.
+    """
+    text = read_text(path, max_bytes=max_bytes, max_values=max_values)
+    strings: dict[str, str] = {}
+
+    def shared(_: str, at: int) -> tuple[Any, int]:
+        value, end = _value_at(text, at, 2)
+        return (strings.setdefault(value, value) if isinstance(value, str) else value), end
+
+    def wanted(name: str, at: int) -> tuple[Any, int]:
+        if name != key:
+            return None, _value_at(text, at, 1)[1]
+        return _members(text, at, shared) if text.startswith("{", at) else _value_at(text, at, 1)
+
+    try:
+        start = _past(_SPACE, text, 0)
+        if not text.startswith("{", start):
+            return _top(text)  # which refuses it
+        found, end = _members(text, start, wanted)
+        end = _past(_SPACE, text, end)
+        if end < len(text):
+            raise _not_json(json.JSONDecodeError("Extra data", text, end))
+    except BadCheckpoint as error:
+        error.at(str(path))
+        raise
+    return found.get(key)
 
 
 def non_finite_keys(value: Mapping[str, Any] | list[Any]) -> Iterator[str]:
@@ -93,19 +155,67 @@ def _decoded(blob: bytes) -> str:
 
 
 def _loaded(text: str) -> Any:
-    too_deep = BadCheckpoint(f"expected at most {MAX_DEPTH} levels of nesting, found more")
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_int=_int)
     except json.JSONDecodeError as error:
-        raise BadCheckpoint(
-            f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}",
-            hint="the file is cut short or was edited by hand; download it again or mend that line",
-        ) from error
+        raise _not_json(error) from error
     except RecursionError:
-        raise too_deep from None
+        raise _too_deep() from None
     if isinstance(value, dict | list) and _is_deeper_than(MAX_DEPTH, value):
-        raise too_deep
+        raise _too_deep()
     return value
+
+
+def _value_at(text: str, at: int, depth: int) -> tuple[Any, int]:
+    """The value that begins at `at`, inside of `depth` objects, and where it ends."""
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        raise _not_json(error) from error
+    except RecursionError:
+        raise _too_deep() from None
+    if isinstance(value, dict | list) and _is_deeper_than(MAX_DEPTH - depth, value):
+        raise _too_deep()
+    return value, end
+
+
+def _members(text: str, brace: int, member: Callable[[str, int], tuple[Any, int]]) -> tuple[dict[str, Any], int]:
+    """The object that opens at `brace`, each value read by `member(key, at)`, and where the object ends."""
+    found: dict[str, Any] = {}
+    at = _past(_SPACE, text, brace + 1)
+    if text.startswith("}", at):
+        return found, at + 1
+    while True:
+        if not text.startswith('"', at):
+            raise _not_json(json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at))
+        key, end = _value_at(text, at, 0)
+        at = _past(_COLON, text, end, "Expecting ':' delimiter")
+        value, end = member(key, at)
+        if key in found:
+            raise _repeated(key, found[key], value)
+        found[key] = value
+        if text.startswith("}", at := _past(_SPACE, text, end)):
+            return found, at + 1
+        at = _past(_COMMA, text, at, "Expecting ',' delimiter")
+
+
+def _past(pattern: re.Pattern[str], text: str, at: int, expected: str = "") -> int:
+    """Where what `pattern` matches at `at` ends."""
+    match = pattern.match(text, at)
+    if match is None:
+        raise _not_json(json.JSONDecodeError(expected, text, _past(_SPACE, text, at)))
+    return match.end()
+
+
+def _not_json(error: json.JSONDecodeError) -> BadCheckpoint:
+    return BadCheckpoint(
+        f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}",
+        hint="the file is cut short or was edited by hand; download it again or mend that line",
+    )
+
+
+def _too_deep() -> BadCheckpoint:
+    return BadCheckpoint(f"expected at most {MAX_DEPTH} levels of nesting, found more")
 
 
 def _int(digits: str) -> int:
@@ -122,13 +232,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for key, value in pairs:
         if key in seen:
-            raise BadCheckpoint(
-                f"the key appears twice, as {_brief(seen[key])} and as {_brief(value)}",
-                where=_brief(key).strip("'"),
-                hint="readers disagree on which one counts; delete one",
-            )
+            raise _repeated(key, seen[key], value)
         seen[key] = value
     return result
+
+
+def _repeated(key: str, first: Any, second: Any) -> BadCheckpoint:
+    return BadCheckpoint(
+        f"the key appears twice, as {_brief(first)} and as {_brief(second)}",
+        where=_brief(key).strip("'"),
+        hint="readers disagree on which one counts; delete one",
+    )
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_int)
 
 
 def _is_deeper_than(limit: int, value: Any) -> bool:
@@ -138,7 +255,7 @@ def _is_deeper_than(limit: int, value: Any) -> bool:
             inner
             for outer in level
             for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            if isinstance(inner, _NESTS)
         ]
         if not level:
             return False

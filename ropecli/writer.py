@@ -19,7 +19,7 @@ from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_he
 from ropecli.conversion import Conversion
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
 from ropecli.frequencies import Frequencies, frequencies
-from ropecli.safetensors_header import HEADER_BYTES, HEADER_VALUES, INDEX_NAME
+from ropecli.safetensors_header import HEADER_VALUES, INDEX_BYTES, INDEX_NAME
 from ropecli.spec import RopeSpec
 from ropecli.staging import is_staging, private_folder, staged
 from ropecli.tables import SHARD, SIDECAR, verify_tables, write_tables
@@ -171,7 +171,7 @@ def _new_bytes(conversion: Conversion, files: Mapping[str, Path]) -> int:
 def index_text(folder: Path) -> str | None:
     """The text of model.safetensors.index.json, where the checkpoint has one. Raises BadCheckpoint."""
     path = folder / INDEX_NAME
-    return read_json(path, max_bytes=2 * HEADER_BYTES, max_values=HEADER_VALUES)[1] if path.is_file() else None
+    return read_json(path, max_bytes=INDEX_BYTES, max_values=HEADER_VALUES)[1] if path.is_file() else None
 
 
 def _copied_bytes(files: Mapping[str, Path], out: Path, weights: Weights) -> int:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropecli.errors import BadCheckpoint
-from ropecli.strict_json import MAX_DEPTH, non_finite_keys, parse_json, read_json
+from ropecli.strict_json import MAX_DEPTH, non_finite_keys, parse_json, read_json, read_member
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -163,3 +163,93 @@ def test_only_our_error_comes_out(blob: bytes) -> None:
     """Whatever the bytes, the result is an object or a BadCheckpoint of one line."""
     result = outcome(blob)
     assert isinstance(result, dict) or "\n" not in result.message
+
+
+LIMITS = {"max_bytes": 2**20, "max_values": 2**16}
+
+
+def member(path: Path, blob: bytes) -> Any:
+    path.write_bytes(blob)
+    try:
+        return read_member(path, "k", **LIMITS)
+    except BadCheckpoint as error:
+        return error.message
+
+
+def whole(path: Path, blob: bytes) -> Any:
+    path.write_bytes(blob)
+    try:
+        return read_json(path, **LIMITS)[0].get("k")
+    except BadCheckpoint as error:
+        return error.message
+
+
+@settings(max_examples=100)
+@given(json_objects | st.dictionaries(st.sampled_from(["k", "other"]), json_objects), st.sampled_from([None, 1]))
+def test_a_member_is_that_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, value: dict[str, object], indent: int | None
+) -> None:
+    """Read alone, a member is what it is in the object that `read_json` reads."""
+    path = tmp_path_factory.mktemp("m") / "index.json"
+    assert member(path, json.dumps(value, indent=indent).encode()) == value.get("k")
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 60), st.sampled_from(['"', "{", "}", ",", ":", "[", " ", "\\", "\x01", "1", ""]))
+def test_a_damaged_member_is_refused_as_the_whole_is(
+    tmp_path_factory: pytest.TempPathFactory, place: int, sign: str
+) -> None:
+    """One character put in the place of another: the same value, or the same refusal on the same line."""
+    text = '{"m": {"a": [1, {}]}, \n"k": {"a.b": "x", "b": "x", "c": ""}}'
+    blob = (text[:place] + sign + text[place + 1 :]).encode()
+    path = tmp_path_factory.mktemp("d") / "index.json"
+    found, wanted = member(path, blob), whole(path, blob)
+    assert found == wanted or found.split(", column")[0] == wanted.split(", column")[0]
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b" \n",
+        b"[]",
+        b"3",
+        b'{"k": {}} trailing',
+        b'{"k": {"a": 1, "a": 2}}',
+        b'{"k": {}, "k": {}}',
+        b'{"m": {"a": 1, "a": 2}, "k": {}}',
+        b'\xef\xbb\xbf{"k": {"a": "b"}}',
+        b'{"k": "\xff"}',
+        b'{"k": {"a" 1}}',
+        b'{"k": {"a": }}',
+        b'{"k": {"a": 1',
+        b'{"k": {"a": "',
+        b'{"k": ' + b"1" * 400 + b"}",
+        b'{"k": {"a": ' + b"[" * (MAX_DEPTH - 2) + b"]" * (MAX_DEPTH - 2) + b"}}",
+        b'{"k": {"a": ' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}}",
+        b'{"m": ' + b"[" * 10_000 + b"}",
+        b'{"k": [' + b"1," * 70_000 + b"1]}",
+        b'{"k": "' + b"a" * 2**20 + b'"}',
+        b'{"k": NaN, "m": 1}',
+    ],
+    ids=range(21),
+)
+def test_a_member_is_refused_as_the_whole_is(tmp_path: Path, blob: bytes) -> None:
+    """What is no reasonable JSON object is refused in the same words, also where it is beside the member."""
+    assert repr(member(tmp_path / "index.json", blob)) == repr(whole(tmp_path / "index.json", blob))
+
+
+def test_a_large_member_is_held_once(tmp_path: Path) -> None:
+    """The many names of an index cost their text, themselves and a table; equal values are one string."""
+    names = [f"model.layers.{n}.mlp.experts.{n}.up_proj.weight" for n in range(30_000)]
+    text = json.dumps({"metadata": {}, "k": {name: f"model-{n // 10_000:05}" for n, name in enumerate(names)}})
+    path = tmp_path / "index.json"
+    path.write_text(text)
+    tracemalloc.start()
+    found = read_member(path, "k", max_bytes=2**23, max_values=2**20)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 30_000
+    assert len({id(value) for value in found.values()}) == 3
+    assert held < 30_000 * 200
+    assert peak < held + 2.5 * len(text)

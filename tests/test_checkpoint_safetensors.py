@@ -1,5 +1,6 @@
 """`ropecli.safetensors_header`: headers against the safetensors library, and everything that can be wrong with them."""
 
+import gc
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from ropecli.safetensors_header import (
     DTYPE_BITS,
     INDEX_NAME,
     MAX_PROBLEMS,
+    MAX_SHARDS,
     SINGLE_NAME,
     peek_metadata,
     read_header,
@@ -287,6 +289,35 @@ class TestFolders:
         """An index that is none is one problem that names it."""
         (tmp_path / INDEX_NAME).write_text(index)
         assert [where.split(":")[0] for where, _ in problems(tmp_path)] == [INDEX_NAME]
+
+
+def test_a_thousand_problems_are_counted(tmp_path: Path) -> None:
+    """Of many problems of one kind the first hundred are listed, and the number of the others."""
+    sharded(
+        tmp_path, {"1.safetensors": ["a"]}, {"a": "1.safetensors"} | {f"t{n}": "1.safetensors" for n in range(1000)}
+    )
+    found = problems(tmp_path)
+    assert len(found) == MAX_PROBLEMS + 1
+    assert found[0] == (f"{INDEX_NAME}: t0", "the tensor is not in 1.safetensors")
+    assert found[-1][1] == "and 900 more problems"
+
+
+def test_an_index_of_too_many_files(tmp_path: Path) -> None:
+    """Each file is looked for, so there is a bound on them."""
+    sharded(tmp_path, {}, {f"t{n}": f"{n}.safetensors" for n in range(MAX_SHARDS + 1)})
+    assert problems(tmp_path) == [(f"{INDEX_NAME}: weight_map", "expected at most 10,000 files, found 10,001")]
+
+
+def test_cycles_are_collected_again(tmp_path: Path) -> None:
+    """Python's collector, which a survey does without, is as it was before, also where it was off."""
+    survey(tmp_path)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        survey(tmp_path)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_file_that_shrinks(tmp_path: Path) -> None:

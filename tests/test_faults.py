@@ -5,11 +5,13 @@ tests/faults/faults.py does the same at random moments and for every write; docs
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,65 @@ def test_a_signal_leaves_no_half_output(name: str, checkpoint: Path, tmp_path: P
     assert status_of(*words) == 0
     assert names(tmp_path) == ["out", "source"]
     assert not verify(read_checkpoint(str(out)))
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str], None]]:
+    """Has Ctrl-C come right after (or, where it removes, right before) a step of the staging."""
+
+    def during(owner: Any, step: str) -> None:
+        real = getattr(owner, step)
+
+        def interrupted(*arguments: Any, **options: Any) -> Any:
+            if step == "rmtree":
+                signal.raise_signal(signal.SIGINT)
+            done = real(*arguments, **options)
+            signal.raise_signal(signal.SIGINT)
+            return done
+
+        monkeypatch.setattr(owner, step, interrupted)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield during
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("owner", "step", "written"),
+    [
+        (staging, "_lock", False),
+        (tempfile, "mkdtemp", False),
+        (staging, "_appear", True),
+        (shutil, "rmtree", True),
+    ],
+    ids=["locked", "made", "appeared", "removed"],
+)
+def test_a_signal_while_the_folder_comes_or_goes(
+    owner: Any, step: str, written: bool, interrupt: Callable[[Any, str], None], tmp_path: Path
+) -> None:
+    """It waits for the end of that step: no folder is left, and the output is whole or absent."""
+    interrupt(owner, step)
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "out", force=False) as stage:
+        stage.write_text("ours")
+    assert names(tmp_path) == (["out"] if written else [])
+
+
+@pytest.mark.parametrize("step", ["rename", "_exchanged"])
+def test_a_signal_while_an_output_is_replaced(
+    step: str, interrupt: Callable[[Any, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old output is never gone, also where two names cannot be swapped in one step."""
+    new, out = tmp_path / "new", tmp_path / "out"
+    for folder in (new, out):
+        folder.mkdir()
+        (folder / f"of {folder.name}").touch()
+    if step == "rename":
+        monkeypatch.setattr(staging, "_exchanged", lambda *_: False)
+    interrupt(Path if step == "rename" else staging, step)
+    with pytest.raises(KeyboardInterrupt), staged(out, force=True) as stage:
+        shutil.copytree(new, stage)
+    assert (names(tmp_path), names(out)) == (["new", "out"], ["of new"])
 
 
 def test_a_signal_that_is_ignored_stays_ignored(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 /* Loaded before libc by tests/faults/faults.py: from the n-th call on that changes a file system, each one fails.
-   `fault_arm(n, errno)` starts the count, `fault_count()` tells how many calls there were. */
+   `fault_arm(n, errno)` starts the count, `fault_count()` tells how many calls there were. `fault_tell(fd)` has the
+   first of them closed `fd`, which tells whoever reads the other end of that pipe. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -9,13 +10,15 @@
 #include <unistd.h>
 
 static long left = -1, seen = 0;
-static int reason = 0;
+static int reason = 0, tell = -1;
 
 void fault_arm(long n, int error) { left = n; reason = error; seen = 0; }
 long fault_count(void) { return seen; }
+void fault_tell(int fd) { tell = fd; }
 
 static int fails(void) {
     seen++;
+    if (tell >= 0) { close(tell); tell = -1; }
     if (left < 0) return 0;
     if (left > 0) { left--; return 0; }
     errno = reason;
