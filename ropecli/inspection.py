@@ -94,6 +94,7 @@ def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None =
             architecture=architecture,
             model_type=checkpoint.model_type,
             layer_type=None if rope.name == "default" else rope.name,
+            class_defaults=hf.class_defaults(checkpoint.config, rope.name),
             **({"default_rope_theta": rope.spec.rope_theta} if source.startswith("default") else {}),
         )
         for name, reading in readings(request).items():

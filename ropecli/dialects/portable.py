@@ -44,8 +44,9 @@ LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
 """Model types whose class in transformers 5.24 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
 
-UNSTATED_HEAD = frozenset(("hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mixtral"))
-"""Model types whose class in transformers 5.24 leaves head_dim null, which every scaling then multiplies by."""
+UNSTATED_HEAD = frozenset(("hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mistral", "mixtral"))
+"""Model types whose class in transformers 5.24, or 4.57 as Mistral's, leaves head_dim null, which most scalings then
+multiply by."""
 
 TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
     "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
