@@ -40,7 +40,7 @@ class Inspection:
     """A checkpoint and everything that inspect has to say about it.
 
     ropes     one entry for each kind of layer: its own embedding, or a preview of another
-    runtimes  row name → what that runtime makes of the config as it is on the disk
+    runtimes  row name → what that runtime makes of the config as it is on the disk, or as a preview would write it
     problems  what is wrong with the weights, where they were verified
     """
 

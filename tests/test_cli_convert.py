@@ -588,6 +588,16 @@ def test_inspect_previews_a_method(arguments, run, checkpoint, tmp_path, tree):
     assert tree(tmp_path) == before
 
 
+def test_a_preview_shows_what_runtimes_would_make_of_it(run, checkpoint):
+    """The rows are those of the config that convert would write, not of the one on the disk."""
+    shown = json.loads(run("inspect", checkpoint, "--factor", "4", "--json")[1])
+    rows = shown["runtimes"]
+    assert rows["transformers"]["attention_factor"] == pytest.approx(shown["rope"][0]["attention_factor"])
+    assert rows["transformers"]["agrees"]
+    assert not rows["exllamav2"]["agrees"]
+    assert rows["vllm"]["context_length"] == 512
+
+
 def test_expectations_decide_the_exit_status(run, checkpoint):
     """--expect is 0 where all values are found, 1 where one is not, 2 for a key that does not exist."""
     assert run("inspect", checkpoint, "--expect", "rope_type=default,original_length=128")[0] == 0
