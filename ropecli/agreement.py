@@ -106,6 +106,16 @@ def disagreements(conversion: Conversion, runtimes: Collection[str] = ()) -> tup
     return tuple(Disagreement(name, row, _help(name, conversion, served)) for name, row in wrong.items())
 
 
+def previewed_rows(checkpoint: Checkpoint, preview: Mapping[str, RopeSpec]) -> dict[str, RuntimeRow]:
+    """What each runtime would make of the config that a conversion to `preview` would write; empty where none could."""
+    try:
+        intent, _ = carried(checkpoint, preview, "auto")
+        conversion = plan(checkpoint, intent)
+    except BadUsage:
+        return {}
+    return runtime_rows(with_text(checkpoint, conversion.texts["config.json"]), conversion.intent)
+
+
 def refuse_ignored(others: Collection[Disagreement]) -> None:
     """Raises BadUsage where a carrier was asked for, for runtimes of which these do not compute what it carries."""
     for other in others:

@@ -84,9 +84,13 @@ def scales_scores(checkpoint: Checkpoint, rope: LayerRope) -> bool:
 
     Latent attention (DeepSeek) multiplies them by (1 + 0.1·mscale_all_dim·ln s)²; a GGUF has a tenth of that key as
     `yarn_log_multiplier`. A key up to 1e-3 is but half a spelling of the temperature on cos and sin, as `convert`
-    writes it, and moves the scores by less than 0.1 % for every s below 100.
+    writes it, and moves the scores by less than 0.1 % for every s below 100. Where the file has no scaling, that of the
+    model's class counts (Mistral-4).
     """
-    return rope.mla and not isinstance(rope.spec.scaling, Plain) and _has_magnitude(checkpoint.config)
+    if not rope.mla or isinstance(rope.spec.scaling, Plain):
+        return False
+    by_class = rope.sources.get("factor", "").startswith("default of")
+    return _has_magnitude(hf.class_defaults(checkpoint.config, rope.name) if by_class else checkpoint.config)
 
 
 def _has_magnitude(config: Mapping[str, Any]) -> bool:

@@ -133,6 +133,10 @@ def scaling_by_hand(
     fast, slow = _given(beta_fast, trained.beta_fast), _given(beta_slow, trained.beta_slow)
     rounded = trained.truncate if truncate is None else truncate
     low, high = _given(low_freq_factor, 1.0), _given(high_freq_factor, 4.0)
+    for option in ("--beta-fast", "--beta-slow", "--low-freq-factor", "--high-freq-factor"):
+        value = given[option]
+        if isinstance(value, float) and not value > 0:
+            raise BadUsage(f"expected a number of turns above 0, found {value:g}", where=option)
     for option, lower, upper in (("--beta-slow", slow, fast), ("--low-freq-factor", low, high)):
         if lower >= upper:
             raise BadUsage(

@@ -40,7 +40,7 @@ class Inspection:
     """A checkpoint and everything that inspect has to say about it.
 
     ropes     one entry for each kind of layer: its own embedding, or a preview of another
-    runtimes  row name → what that runtime makes of the config as it is on the disk
+    runtimes  row name → what that runtime makes of the config as it is on the disk, or as a preview would write it
     problems  what is wrong with the weights, where they were verified
     """
 
@@ -94,6 +94,7 @@ def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None =
             architecture=architecture,
             model_type=checkpoint.model_type,
             layer_type=None if rope.name == "default" else rope.name,
+            class_defaults=hf.class_defaults(checkpoint.config, rope.name),
             **({"default_rope_theta": rope.spec.rope_theta} if source.startswith("default") else {}),
         )
         for name, reading in readings(request).items():
@@ -220,10 +221,11 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
 def expected(inspection: Inspection, assertions: str) -> tuple[str, ...]:
     """Check `KEY=VALUE,…` against every kind of layer; what fails, one line each.
 
-    Keys are those of the JSON's `rope` elements and their `parameters`; numbers compare to one part in a million.
+    Keys are those of the JSON's `rope` elements and their `parameters`; numbers compare to one part in a million, and a
+    length may be written as 32k. A model without a rotary embedding fails.
     Raises BadUsage for a key that is not there.
     """
-    failures = []
+    failures = [] if inspection.ropes else [f"expected {assertions}, found no rotary embedding"]
     for assertion in assertions.split(","):
         key, equals, wanted = assertion.strip().partition("=")
         if not equals:
@@ -315,8 +317,9 @@ def _table_change(name: str, here: RopeSpec, there: RopeSpec) -> list[Change]:
 def _same(value: object, wanted: str) -> bool:
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return str(value).lower() == wanted.lower()
+    scale = {"k": 1024, "m": 1024**2}.get(wanted[-1:].lower(), 1)
     try:
-        number = float(wanted)
+        number = float(wanted if scale == 1 else wanted[:-1]) * scale
     except ValueError:
         return False
     return isinstance(value, int | float) and abs(value - number) <= 1e-6 * max(abs(number), 1e-300)

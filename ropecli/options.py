@@ -50,6 +50,13 @@ def one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
         raise BadUsage(f"unknown {value!r}", where=option, hint=f"known: {', '.join(known)}")
 
 
+def belong_to(owner: str, given: Mapping[str, bool]) -> None:
+    """Refuse options that say nothing without another one. Raises BadUsage."""
+    for option, is_given in given.items():
+        if is_given:
+            raise BadUsage("says nothing here", where=option, hint=f"it goes with {owner}")
+
+
 def no_nan(values: Mapping[str, float | None]) -> None:
     """A limit that is no number passes every comparison with one."""
     for option, value in values.items():

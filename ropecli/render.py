@@ -245,7 +245,7 @@ def _rope_rows(rope: LayerRope) -> Iterator[tuple[str, str]]:
     spec, scaling = rope.spec, rope.spec.scaling
     yield "layers", f"{rope.layers}" + ("" if rope.name == "default" else f" ({rope.name})")
     yield "scaling", scaling.rope_type if scaling.rope_type != "default" else "none"
-    yield "base (rope_theta)", f"{spec.rope_theta:g}"
+    yield "base (rope_theta)", f"{spec.rope_theta:.10g}"
     part = "" if spec.rotary_dim == spec.head_dim else f" of {spec.head_dim}"
     yield "rotary dims", f"{spec.rotary_dim}{part}, {spec.pairs} pairs, {spec.layout} layout"
     yield "trained length L", f"{spec.original_length:,} tokens"

@@ -335,8 +335,9 @@ def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
     """Replace the rewritten texts in the source folder itself; each old file stays beside the new one as NAME.backup.
 
     The new config is proved before anything is touched, and config.json is replaced last: a run that is cut off can be
-    started again. Raises BadUsage for a source
-    that is not a plain folder, or a conversion that is more than texts; OutputExists where a backup is there already.
+    started again.
+    Raises BadUsage for a source that is not a plain folder, or a conversion that is more than texts; OutputExists where
+    a backup is there already.
     """
     folder = conversion.checkpoint.path
     if folder is None or not folder.is_dir():

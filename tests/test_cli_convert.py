@@ -588,6 +588,16 @@ def test_inspect_previews_a_method(arguments, run, checkpoint, tmp_path, tree):
     assert tree(tmp_path) == before
 
 
+def test_a_preview_shows_what_runtimes_would_make_of_it(run, checkpoint):
+    """The rows are those of the config that convert would write, not of the one on the disk."""
+    shown = json.loads(run("inspect", checkpoint, "--factor", "4", "--json")[1])
+    rows = shown["runtimes"]
+    assert rows["transformers"]["attention_factor"] == pytest.approx(shown["rope"][0]["attention_factor"])
+    assert rows["transformers"]["agrees"]
+    assert not rows["exllamav2"]["agrees"]
+    assert rows["vllm"]["context_length"] == 512
+
+
 def test_expectations_decide_the_exit_status(run, checkpoint):
     """--expect is 0 where all values are found, 1 where one is not, 2 for a key that does not exist."""
     assert run("inspect", checkpoint, "--expect", "rope_type=default,original_length=128")[0] == 0
@@ -595,6 +605,49 @@ def test_expectations_decide_the_exit_status(run, checkpoint):
     assert status == 1
     assert "rope_type=yarn" in stderr
     assert run("inspect", checkpoint, "--expect", "no_such_key=1")[0] == 2
+
+
+def test_expectations_of_a_model_that_does_not_rotate_fail(run, tmp_path):
+    """GPT-2 has no rotary embedding, so that nothing that is expected of it is found."""
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "gpt2", "n_embd": 64, "n_head": 2, "n_positions": 128}')
+    status, _, stderr = run("inspect", config, "--expect", "rope_type=yarn")
+    assert status == 1
+    assert "no rotary embedding" in stderr
+
+
+def test_an_expected_length_reads_as_every_length(run, saved_llama):
+    """128 tokens are 0.125k, and not 1k."""
+    assert run("inspect", saved_llama, "--expect", "original_length=0.125k,max_length=128")[0] == 0
+    assert run("inspect", saved_llama, "--expect", "original_length=1k")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--bake-length", "64"),
+        ("--bake-dtype", "float16"),
+        ("--bake-layout", "full"),
+        ("--bake-per-layer",),
+        ("--bake-into", "shards"),
+    ],
+)
+def test_options_of_tables_that_are_not_baked_are_refused(run, checkpoint, tmp_path, option):
+    """What would be ignored is bad usage: without --bake, and where it puts the temperature into the weights."""
+    for bake in ((), ("--bake", "attention-factor")):
+        status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *YARN, *bake, *option)
+        assert status == 2
+        assert option[0] in stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--beta-fast", "--beta-slow"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_a_bad_end_of_the_ramp_is_named(run, checkpoint, tmp_path, option, value):
+    """The option that was given is the one in the message, not the other end's default."""
+    status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *YARN, option, value)
+    assert status == 2
+    assert f"{option}: expected a number of turns above 0" in stderr
 
 
 def test_verify_finds_a_truncated_shard(run, checkpoint):

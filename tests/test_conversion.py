@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.mistral4.modeling_mistral4 import Mistral4RotaryEmbedding
 
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.conversion import chosen_layers, extended, plan, scaling_by_hand
 from ropecli.errors import BadCheckpoint, BadUsage
+from ropecli.findings import find
 from ropecli.frequencies import frequencies
+from ropecli.inspection import runtime_rows, with_text
 from ropecli.spec import (
     Dynamic,
     Linear,
@@ -132,7 +136,7 @@ def test_the_options_of_a_kind_are_enough(rope_type):
         ("no-such", {}, "--rope-type"),
         ("", {}, "--rope-type"),
         ("none", {}, "--factor"),
-        ("yarn", {"beta_fast": 0.0}, "--beta-slow"),
+        ("yarn", {"beta_fast": 0.0}, "--beta-fast"),
         ("yarn", {"beta_slow": 0.0}, "--beta-slow"),
         ("yarn", {"beta_slow": 32.0, "beta_fast": 1.0}, "--beta-slow"),
         ("yarn", {"beta_slow": 4.0, "beta_fast": 4.0}, "--beta-slow"),
@@ -384,3 +388,84 @@ def test_a_trained_ramp_is_kept_unless_another_is_asked_for():
     assert (kept.beta_fast, kept.beta_slow, kept.truncate) == (24.0, 1.5, False)
     other = scaling_by_hand("yarn", trained, 64.0, beta_fast=32.0, beta_slow=1.0, truncate=True)
     assert other == Yarn.default(64.0)
+
+
+DEEPSEEK = {"model_type": "deepseek_v3", "qk_rope_head_dim": 64, "num_attention_heads": 4, "rms_norm_eps": None}
+
+
+@pytest.mark.parametrize("attention_factor", [0.9, 1.0, 1.1, default_attention_factor(4.0), 1.3])
+def test_latent_attention_hears_one_temperature(tmp_path: Path, attention_factor: float) -> None:
+    """DeepSeek: vLLM and SGLang multiply the mscale pair by attn_factor, so that one of them says the temperature.
+
+    The scores as a whole stay as they are, and inspect has nothing to warn of.
+    """
+    checkpoint = checkpoint_of(tmp_path, **DEEPSEEK)
+    (rope,) = checkpoint.ropes
+    spec = extended(rope.spec, scaling_by_hand("yarn", rope.spec, 4.0, attention_factor=attention_factor))
+    conversion = plan(checkpoint, {"default": spec})
+    written = with_text(checkpoint, conversion.texts["config.json"])
+    rows = runtime_rows(written)
+    told = {"transformers", "transformers-4", "vllm", "vllm-2026-08", "sglang", "exllamav3"}
+    assert told <= {name for name, row in rows.items() if row.agrees}
+    if attention_factor >= 1:
+        assert {"mlx-lm", "tensorrt-llm", "tgi"} <= {name for name, row in rows.items() if row.agrees}
+    assert json.loads(conversion.texts["config.json"])["rope_scaling"].get("mscale_all_dim", 0.0) <= 1e-6
+    assert [finding.id for finding in find(written, None) if finding.severity != "info"] == []
+
+
+def test_a_score_scaling_of_the_class_is_not_extended(tmp_path: Path) -> None:
+    """Mistral-4's class defaults to a YaRN with mscale_all_dim, which a config without a scaling has, too."""
+    checkpoint = checkpoint_of(tmp_path, model_type="mistral4", max_position_embeddings=None, rope_theta=None)
+    with pytest.raises(BadCheckpoint, match="multiplies the attention scores"):
+        chosen_layers(checkpoint, "full")
+
+
+def test_mistral_4_keeps_the_share_of_its_head(tmp_path: Path) -> None:
+    """Its class puts the share into rope_parameters alone, which a rope_scaling beside them replaces."""
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    checkpoint = checkpoint_of(tmp_path, model_type="mistral4", rope_theta=None, rope_parameters=plain)
+    (rope,) = checkpoint.ropes
+    config = json.loads(plan(checkpoint, {"default": extended(rope.spec, Yarn.default(4.0))}).texts["config.json"])
+    loaded = CONFIG_MAPPING["mistral4"].from_dict(config)
+    rotary = Mistral4RotaryEmbedding(loaded)
+    assert rotary.inv_freq.tolist() == pytest.approx(
+        frequencies(extended(rope.spec, Yarn.default(4.0))).inv_freq, rel=5e-5
+    )
+
+
+def test_the_base_of_dbrx_is_changed_where_its_readers_look(tmp_path: Path) -> None:
+    """vLLM and MLX-LM take attn_config.rope_theta and look nowhere else."""
+    checkpoint = checkpoint_of(
+        tmp_path, model_type="dbrx", rope_theta=None, attn_config={"clip_qkv": 8, "rope_theta": 500000}
+    )
+    (rope,) = checkpoint.ropes
+    conversion = plan(checkpoint, {"default": extended(rope.spec, Ntk(4.0))})
+    written = with_text(checkpoint, conversion.texts["config.json"])
+    assert written.config["attn_config"] == {"clip_qkv": 8, "rope_theta": written.config["rope_theta"]}
+    assert runtime_rows(written)["mlx-lm"].agrees
+
+
+@pytest.mark.parametrize("rope_type", ["yarn", "linear", "llama3", "ntk"])
+def test_one_rope_scaling_is_not_written_where_it_reaches_other_layers(tmp_path: Path, rope_type: str) -> None:
+    """ModernBERT's class gives it to the sliding layers, too: what was asked stands in rope_parameters alone."""
+    bases = {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "rope_theta": None}
+    checkpoint = checkpoint_of(tmp_path, model_type="modernbert", num_hidden_layers=6, **bases)
+    full, sliding = checkpoint.ropes
+    spec = extended(full.spec, scaling_by_hand(rope_type, full.spec, 4.0))
+    written = with_text(checkpoint, plan(checkpoint, {full.name: spec}).texts["config.json"])
+    assert frequencies(written.ropes[0].spec).inv_freq == pytest.approx(frequencies(spec).inv_freq, rel=5e-5)
+    assert frequencies(written.ropes[1].spec) == frequencies(sliding.spec)
+    if rope_type != "ntk":
+        with pytest.raises(BadUsage, match="reaches every layer"):
+            plan(checkpoint, {full.name: spec}, schema="v4")
+
+
+def test_mistral_says_its_head_where_transformers_4_multiplies_it(tmp_path: Path) -> None:
+    """transformers 4.57 leaves Mistral's head_dim null and multiplies it for YaRN: the config states it."""
+    checkpoint = checkpoint_of(tmp_path, model_type="mistral")
+    (rope,) = checkpoint.ropes
+    written = with_text(
+        checkpoint, plan(checkpoint, {"default": extended(rope.spec, Yarn.default(4.0))}).texts["config.json"]
+    )
+    assert written.config["head_dim"] == rope.spec.head_dim
+    assert runtime_rows(written)["transformers-4"].agrees

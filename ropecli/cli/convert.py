@@ -145,11 +145,22 @@ def convert_command(
         raise BadUsage("give one of --output and --in-place")
     if output is None and not dry_run and not in_place and emit is None:
         raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
-    options.one_of("--schema", schema, ("both", "v4", "v5"))
-    options.one_of("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none"))
-    options.one_of("--layers", layers, ("full", "all"))
-    options.one_of("--carrier", carrier, ("auto", "native", "longrope"))
-    options.one_of("--bake", bake, ("cos-sin", "inv-freq", "attention-factor"))
+    for option, value, known in (
+        ("--schema", schema, ("both", "v4", "v5")),
+        ("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none")),
+        ("--layers", layers, ("full", "all")),
+        ("--carrier", carrier, ("auto", "native", "longrope")),
+        ("--bake", bake, ("cos-sin", "inv-freq", "attention-factor")),
+    ):
+        options.one_of(option, value, known)
+    bakes = {
+        "--bake-length": bake_length is not None,
+        "--bake-dtype": bake_dtype != "float32",
+        "--bake-layout": bake_layout != "half",
+        "--bake-per-layer": bake_per_layer,
+        "--bake-into": bake_into != "sidecar",
+    }
+    options.belong_to("--bake cos-sin or inv-freq", {} if bake in ("cos-sin", "inv-freq") else bakes)
     wanted_runtimes = _runtimes(runtimes)
     checkpoint = read_checkpoint(model)
     by_hand = {

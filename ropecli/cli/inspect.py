@@ -1,7 +1,8 @@
 """`ropecli inspect`: parse, call, render."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,9 +19,6 @@ from ropecli.inspection import (
     tokenizer_config,
     weight_problems,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def inspect_command(
@@ -73,6 +71,10 @@ def inspect_command(
                 tokenizer_config=tokenizer_config(checkpoint),
                 problems=weight_problems(checkpoint) if verify else (),
             )
+            if preview is not None:
+                from ropecli.agreement import previewed_rows  # noqa: PLC0415 - a plan is made for a preview alone
+
+                inspection = replace(inspection, runtimes=previewed_rows(checkpoint, preview))
             failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
             if diff is not None:
                 changes = differences(inspection, inspect(read_checkpoint(diff)))

@@ -286,11 +286,17 @@ def _factor(keys: _Keys) -> float:
 
 
 def _lengths(keys: _Keys, factor: float) -> tuple[int, int]:
-    """The original length and the longest; llama.cpp's own default for the first is the second."""
+    """The original length and the longest; llama.cpp's own default for the first is the second.
+
+    It serves context_length and no more, so that a linear scaling without an original length is taken to end there.
+    """
     longest = keys.whole("max_length", "context_length")
     if longest is None:
         raise keys.required("context_length")
     original = keys.whole("original_length", "rope.scaling.original_context_length")
+    if original is None and _kind(keys) == "linear" and factor > 1 and longest % factor == 0:
+        keys.sources["original_length"] = f"assumed: {keys.sources['max_length']} / factor"
+        original = int(longest / factor)
     if original is None:
         keys.sources["original_length"] = keys.sources["max_length"]
         original = longest

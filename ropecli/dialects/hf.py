@@ -68,6 +68,23 @@ def layer_indices(config: Json, name: str) -> tuple[int, ...]:
     return next((group.indices for group in found if group.name == name), ())
 
 
+def class_defaults(config: Json, name: str) -> Json:
+    """What the class of the model type fills in for the layers of this name where the config is silent.
+
+    `rope_parameters`, `rope_theta` and `max_position_embeddings`, as far as the class has them; empty for a model type
+    that transformers does not have.
+    """
+    _, path = text_config(config)
+    data = type_facts(model_type(config), alone=not path).data
+    own = data.get("groups", {}).get(name, {})
+    found = {
+        "rope_parameters": own.get("rope", data.get("rope_parameters")),
+        "rope_theta": own.get("rope_theta", data.get("rope_theta")),
+        "max_position_embeddings": data.get("max_position_embeddings"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def _groups(config: Json) -> tuple[TypeFacts, list[Group]]:
     text, path = text_config(config)
     name = model_type(config)

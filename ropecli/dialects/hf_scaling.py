@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ropecli.dialects.hf_keys import Found, Place, Reader, boolean, number, numbers, whole
+from ropecli.dialects.hf_keys import NAMES, Found, Place, Reader, boolean, number, numbers, whole
 from ropecli.errors import BadCheckpoint, BadParameter
 from ropecli.spec import (
     Dynamic,
@@ -111,17 +111,30 @@ def _plain(task: Task) -> tuple[Scaling, int, int]:
 def _linear(task: Task) -> tuple[Scaling, int, int]:
     """Position Interpolation, for which transformers keeps no original length.
 
-    Without one, max_position_embeddings is taken as the extended length where the factor divides it: the frequencies
-    do not depend on it.
+    Without one, max_position_embeddings is the original length where another key states factor times as much (Vicuna's
+    `max_sequence_length`); else it is taken as the extended length where the factor divides it. The frequencies do not
+    depend on it.
     """
     factor = task.reader.scaling_number("factor")
     original = task.reader.in_rope("original_length")
+    extended = None if original else _stated(task, factor * task.longest)
+    if extended is not None:
+        task.reader.note("original_length", Found(task.longest, task.reader.sources["max_length"]))
+        return Linear(factor), task.longest, whole(task.reader.note("max_length", extended))
     if original is None and factor >= 1 and task.longest % factor == 0:
         source = f"assumed: {task.reader.sources['max_length']} / factor"
         original = Found(int(task.longest / factor), source)
     elif original is None:
         original = Found(task.longest, f"assumed: {task.reader.sources['max_length']}")
     return Linear(factor), *_extended(task, factor, original)
+
+
+def _stated(task: Task, length: float) -> Found | None:
+    """The key beside max_position_embeddings that states this length, where it is a longer one."""
+    if length <= task.longest:
+        return None
+    keys = (found for place in task.reader.text for key in NAMES["max_length"] if (found := place.find(key)))
+    return next((found for found in keys if found.value == length), None)
 
 
 def _dynamic(task: Task) -> tuple[Scaling, int, int]:

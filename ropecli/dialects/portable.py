@@ -44,8 +44,9 @@ LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
 """Model types whose class in transformers 5.24 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
 
-UNSTATED_HEAD = frozenset(("hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mixtral"))
-"""Model types whose class in transformers 5.24 leaves head_dim null, which every scaling then multiplies by."""
+UNSTATED_HEAD = frozenset(("hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mistral", "mixtral"))
+"""Model types whose class in transformers 5.24, or 4.57 as Mistral's, leaves head_dim null, which most scalings then
+multiply by."""
 
 TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
     "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
@@ -205,12 +206,15 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
         )
     model_type = str(text.get("model_type"))
     theta = written_theta(spec)
-    kept = _kept(text, text.get("rope_parameters"), text.get("rope_scaling"))
+    kept = _class_share(model_type) | _kept(text, text.get("rope_parameters"), text.get("rope_scaling"))
     scaling = _scaling_of(text, spec)
     v5 = {"rope_theta": theta} | (scaling or {"rope_type": "default"}) | kept
     v4 = None if scaling is None and not kept else (scaling or {"rope_type": "default"}) | kept
     changes = _lengths(text, served_length(spec))
     changes |= {key: theta for key in OTHER_BASES if key in text}
+    attention = text.get("attn_config")
+    if isinstance(attention, Mapping) and "rope_theta" in attention:
+        changes["attn_config"] = {**attention, "rope_theta": theta}  # DBRX and MPT look nowhere else
     if scaling is not None and model_type in UNSTATED_HEAD and text.get("head_dim") is None:
         changes["head_dim"] = spec.head_dim
     if schema != "v5":
@@ -243,10 +247,8 @@ def _scaling_of(text: Mapping[str, Any], spec: RopeSpec) -> dict[str, Any] | Non
     scaling = scaling_dict(spec)
     model_type = str(text.get("model_type"))
     latent = text.get("qk_rope_head_dim") or type_facts(model_type, alone=True).data.get("qk_rope_head_dim")
-    if scaling is not None and latent and scaling.get("mscale_all_dim", 0.0) > SMALL:
-        # latent attention multiplies its scores by mag(s, mscale_all_dim)²; below 1 no pair leaves them alone
-        pair = {"mscale": SMALL, "mscale_all_dim": SMALL} if spec.scaling.attention_factor == 1 else {}
-        scaling = {key: value for key, value in scaling.items() if key not in ("mscale", "mscale_all_dim")} | pair
+    if scaling is not None and latent and "mscale" in scaling:
+        scaling = _for_latent_attention(scaling, spec.scaling.attention_factor)
     if scaling is None or model_type not in LONGROPE_ONLY:
         return scaling
     if scaling["rope_type"] != "longrope":
@@ -260,6 +262,17 @@ def _scaling_of(text: Mapping[str, Any], spec: RopeSpec) -> dict[str, Any] | Non
     # its class insists on both, and multiplies cos and sin by them instead of by the attention factor
     m = scaling["attention_factor"]
     return scaling | {"short_mscale": m, "long_mscale": m}
+
+
+def _for_latent_attention(scaling: Mapping[str, Any], attention_factor: float) -> dict[str, Any]:
+    """YaRN's keys where scores are multiplied by mag(s, mscale_all_dim)², and cos and sin by pair ratio · attn_factor.
+
+    The pair says the temperature from 1 on, with an `mscale_all_dim` that is next to nothing, and `attn_factor` would
+    say it a second time (vLLM, SGLang `deepseek_yarn`); below 1 no pair leaves the scores alone: `attn_factor` stays.
+    """
+    said_twice = ("attn_factor",) if attention_factor >= 1 else ("mscale", "mscale_all_dim")
+    plain = {"mscale": SMALL, "mscale_all_dim": SMALL} if attention_factor == 1 else {}
+    return {key: value for key, value in (dict(scaling) | plain).items() if key not in said_twice}
 
 
 def _unusual_keys(model_type: str, theta: float, kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,6 +316,14 @@ def layered_changes(
         changes["rope_scaling"] = ABSENT
     elif schema != "v5" and (flat or not parameters):
         changes |= _older_keys(text, ropes, intent)
+        if changes.get("rope_scaling") and not _scaled_by(str(text.get("model_type"))) <= set(intent):
+            if schema == "v4":
+                raise BadUsage(
+                    "rope_scaling reaches every layer of this model type",
+                    where="--schema",
+                    hint="use --schema both, or --layers all",
+                )
+            changes["rope_scaling"] = ABSENT
     if schema != "v4":
         specs = intent if parameters else {rope.name: intent.get(rope.name, rope.spec) for rope in ropes}
         edited = {name: _nested(spec, parameters.get(name)) for name, spec in specs.items()}
@@ -310,6 +331,12 @@ def layered_changes(
     elif "rope_parameters" in text:
         changes["rope_parameters"] = ABSENT
     return _without_respelling(text, changes)
+
+
+def _scaled_by(model_type: str) -> set[str]:
+    """The kinds of layers that one `rope_scaling` scales in a model type that has several (ModernBERT: all of them)."""
+    groups: Mapping[str, Mapping[str, Any]] = type_facts(model_type, alone=True).data.get("groups", {})
+    return {name for name, own in groups.items() if own.get("scaled")}
 
 
 def _nested(spec: RopeSpec, old: object) -> dict[str, Any]:
@@ -353,6 +380,13 @@ def _kept(text: Mapping[str, Any], *blocks: object) -> dict[str, Any]:
     """What a rewritten dict must still say about the width and the split of the rotation."""
     kept = {key: text[key] for key in ("partial_rotary_factor",) if text.get(key) is not None}
     return kept | {key: block[key] for block in blocks if isinstance(block, Mapping) for key in KEPT if key in block}
+
+
+def _class_share(model_type: str) -> dict[str, Any]:
+    """What Mistral-4's class puts into its own default alone, so that it would be lost beside a new `rope_scaling`."""
+    data = type_facts(model_type, alone=True).data
+    share = data.get("rope_parameters", {}).get("partial_rotary_factor", data.get("partial_rotary_factor"))
+    return {"partial_rotary_factor": share} if share is not None and "qk_rope_head_dim" in data else {}
 
 
 def _lengths(text: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -99,7 +99,10 @@ LATENT_KEYS = Rule(
     id="ROPE307",
     severity="warning",
     title="Temperature keys that latent attention reads otherwise",
-    what="The model has latent attention (MLA), and its config sets attention_factor or attn_factor.",
+    what=(
+        "The model has latent attention (MLA), and its config sets attention_factor or attn_factor to something else "
+        "than its mscale pair says."
+    ),
     effect=(
         "vLLM and SGLang compute such models with deepseek_yarn, which ignores attention_factor and multiplies "
         "the mscale ratio by attn_factor: other scores than in transformers."
@@ -244,8 +247,19 @@ def _latent_keys(ctx: Context) -> Iterator[Finding]:
         own = ctx.facts.data.get("rope_parameters", {})  # a class that defaults to such a key means it
         keys = ("attention_factor", "attn_factor")
         found = [key for key in keys if block.data.get(key) is not None and key not in own]
-        if found and _latent(block):
+        if found and _latent(block) and not _read_alike(block):
             yield LATENT_KEYS.found(block.says(*found), block.set(dict.fromkeys(found)))
+
+
+def _read_alike(block: Block) -> bool:
+    """Whether deepseek_yarn's ratio of the mscale pair, with its defaults, times attn_factor is what others take."""
+    factor, m = _factor(block), _multiplier(block)
+    if factor is None or m is None:
+        return False
+    values = [block.number(key) for key in ("mscale", "mscale_all_dim", "attn_factor")]
+    top, bottom, attn = (d if v is None else v for v, d in zip(values, (1.0, 0.0, 1.0), strict=True))
+    below = default_attention_factor(factor, 0.1 * bottom)
+    return bool(below) and _same(attn * default_attention_factor(factor, 0.1 * top) / below, m)
 
 
 def _not_positive(ctx: Context) -> Iterator[Finding]:

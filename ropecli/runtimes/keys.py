@@ -23,6 +23,12 @@ LENGTHS = (
 LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
 """Top-level keys that hold the base of sliding-window layers."""
 
+GLOBAL_THETAS = ("global_rope_theta",)
+"""Top-level keys that hold the base of the other layers where `rope_theta` does not (ModernBERT)."""
+
+OWN_LOCAL_THETA = ("gemma3", "t5gemma2")
+"""How model types begin whose sliding-window layers never take the base of the others."""
+
 _NEVER_NOTED = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved"}
 
 
@@ -98,14 +104,15 @@ def rope_type(parameters: Keys, *names: str) -> str:
 
 
 def max_positions(request: Request, names: Sequence[str] = LENGTHS, default: int | None = None) -> int:
-    """The longest sequence that the config states, M; else `default`, else what the config means.
+    """The longest sequence that the config states, M; else `default`, else the class's own, else what the config means.
 
     Raises Refused.
     """
     for name in names:
         if request.config.get(name) is not None:
             return length(request.config, name)
-    return request.rope.spec.max_length if default is None else default
+    meant = request.class_defaults.get("max_position_embeddings", request.rope.spec.max_length)
+    return int(meant) if default is None else default
 
 
 def outer_theta(request: Request) -> float:
@@ -116,8 +123,10 @@ def outer_theta(request: Request) -> float:
     source = request.rope.sources.get("rope_theta", "")
     if "rope_parameters" not in source and "rope_scaling" not in source:
         return request.rope.spec.rope_theta
-    local = LOCAL_THETAS if request.layer_type == "sliding_attention" else ()
-    for name in (*local, "rope_theta"):
+    sliding = request.layer_type == "sliding_attention"
+    for name in (*(LOCAL_THETAS if sliding else GLOBAL_THETAS), "rope_theta"):
+        if sliding and name == "rope_theta" and request.model_type.startswith(OWN_LOCAL_THETA):
+            return number(request.class_defaults, "rope_theta", request.default_rope_theta)
         if request.config.get(name) is not None:
             return number(request.config, name)
     return request.default_rope_theta

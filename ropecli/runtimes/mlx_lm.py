@@ -4,6 +4,7 @@ Source: mlx-lm 0.32.2 `models/rope_utils.py` and the `ModelArgs` of its models.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ropecli.dialects.portable import OTHER_BASES
@@ -13,6 +14,7 @@ from ropecli.runtimes.formulas import (
     index_ramp,
     linear,
     longrope_magnitude,
+    ntk,
     plain,
     proportional,
     rotation_ramp,
@@ -54,7 +56,24 @@ UNSCALED = {
     *("mixtral", "muse_glimmer", "muse_spark", "nemotron", "olmo", "openelm", "phi", "phi3small", "phixtral", "plamo"),
     *("plamo2", "plamo3", "qwen", "qwen2_moe", "qwen3_moe", "recurrent_gemma", "spark2_5", "stablelm", "starcoder2"),
 }
-"""Model types that rotate with a plain embedding, whatever the scaling."""
+"""Model types that rotate with a plain embedding, whatever the scaling; but see `LINEAR`."""
+
+UNPASSED = {"ernie4_5", "ernie4_5_moe", "gptj", "olmo_hybrid"}
+"""Model types whose rope module could scale, but is never told how."""
+
+LINEAR = {"deepseek", "nemotron"}
+"""Of the first, those that heed `linear`."""
+
+CHECKED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "deepseek": (("type",), ()),
+    "hunyuan": (("factor", "type"), ()),
+    "hunyuan_v1_dense": (("alpha", "factor", "type"), ()),
+    "internlm2": (("factor", "type"), ("linear", "dynamic")),
+    "internlm3": (("factor", "rope_type"), ("linear", "dynamic")),
+    "nemotron": (("factor",), ("linear",)),
+    "qwen2_moe": (("factor", "type"), ("linear",)),
+}
+"""Model types that do not load without these keys in a scaling object, and with another type than these, if any."""
 
 REQUIRED_THETA = {
     *("Klear", "apertus", "baichuan_m1", "bailing_hybrid", "bailing_moe", "bailing_moe_linear", "dots1", "ernie4_5"),
@@ -119,16 +138,44 @@ def rule(request: Request) -> Reading:
     model = _SAME.get(request.model_type, request.model_type)
     scaling, notes = _scaling(request, model)
     base = unscaled(request, _theta(request, model, scaling))
+    if model == "glm":
+        base = replace(base, rotary_dim=base.head_dim)  # it does not know that GLM rotates half of the head
     if local_layer(request) and model not in _BY_LAYER:
         return Reading(plain(base), 1.0, None, notes)
-    if model in UNSCALED:
+    _check_model(model, scaling)
+    if model in UNSCALED | UNPASSED:
         kind = _type(scaling)
+        if model in LINEAR and kind == "linear":
+            return Reading(linear(base, number(scaling, "factor")), 1.0, None, notes)
         dropped = () if kind in {"default", "mrope"} else (f"{kind} ignored: this model type never scales",)
         return Reading(plain(base), 1.0, None, notes + dropped)
+    if model.startswith("hunyuan"):
+        alpha = number(scaling, "alpha", 1.0 if model == "hunyuan_v1_dense" else None)
+        return Reading(ntk(base, alpha), 1.0, None, notes + ignored(scaling, "alpha", "factor"))
     if model == "phi3":
         scaling = _phi3(request, scaling)
+    if model == "deepseek_v2":
+        scaling = _deepseek_v2(scaling)
     inv_freq, attention_factor, more = _compute(request, scaling, base)
     return Reading(inv_freq, attention_factor, None, notes + more)
+
+
+def _check_model(model: str, scaling: Keys) -> None:
+    """Raises Refused for what the model's own arguments refuse."""
+    keys, types = CHECKED.get(model, ((), ()))
+    missing = [key for key in keys if key not in scaling]
+    if scaling and missing:
+        raise Refused(f"ValueError: rope_scaling must contain {' and '.join(keys)}")
+    kind = scaling["rope_type"] if "rope_type" in keys and scaling else _type(scaling)
+    if scaling and types and kind not in types:
+        raise Refused(f"ValueError: rope_scaling's type must be {' or '.join(types)}")
+
+
+def _deepseek_v2(scaling: Keys) -> Keys:
+    """DeepSeek-V2's module is YaRN, whatever the object calls itself, and needs one."""
+    if not scaling:
+        raise Refused("AttributeError: it needs a rope_scaling")
+    return {**scaling, "type": "yarn"}
 
 
 def _scaling(request: Request, model: str) -> tuple[Keys, tuple[str, ...]]:
@@ -150,6 +197,10 @@ def _theta(request: Request, model: str, scaling: Keys) -> float:
         return number(parameters, "rope_theta")
     if request.layer_type == "sliding_attention" and model in {"gemma3_text", "gemma3n"}:
         return number(request.config, LOCAL_THETAS[0], 10_000.0)
+    if model == "gptj":
+        return 10_000.0
+    if model == "dbrx":
+        return number(block(request.config, "attn_config"), "rope_theta")
     if request.config.get("rope_theta") is not None:
         return number(request.config, "rope_theta")
     if model == "qwen3":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from ropecli.errors import RopeError
@@ -29,6 +29,8 @@ class Request:
     model_type          the config's `model_type`, or ""
     layer_type          the label of this kind of layer, None where all layers share one embedding
     default_rope_theta  the base of the model's own class, for a runtime that finds none in the file
+    class_defaults      what transformers' class fills in where the file is silent (`hf.class_defaults`); empty for a
+                        model type that it does not have
     """
 
     config: Keys
@@ -37,6 +39,7 @@ class Request:
     model_type: str = ""
     layer_type: str | None = None
     default_rope_theta: float = 10_000.0
+    class_defaults: Keys = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

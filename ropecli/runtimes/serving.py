@@ -222,6 +222,7 @@ def must_agree(runtime: Runtime, serving: Serving, changes: Keys) -> None:
             architecture=serving.architecture,
             model_type=serving.model_type,
             layer_type=rope.name if serving.layered else None,
+            class_defaults=hf.class_defaults(serving.config, rope.name),
         )
         reading = runtime.read(request)
         meant = frequencies(rope.spec)

@@ -79,6 +79,7 @@ def standardised(
     if local_layer(request):
         local = {"rope_type": "default", "rope_theta": request.rope.spec.rope_theta}
         return Standardised(local, {}, (local, complete(flat)) if flat else (local,), notes)
+    flat = flat or request.class_defaults.get("rope_parameters", {})
     mine = complete(flat)
     return Standardised(mine, mine if request.layer_type is None else {}, (mine,), notes)
 
@@ -131,6 +132,7 @@ def _fill_original(entry: dict[str, Any], request: Request, *, top_level: bool) 
 
 def _theta(request: Request) -> float:
     top = request.config.get("rope_theta")
-    if request.layer_type is None and isinstance(top, int | float):
+    unread = request.rope.sources.get("rope_theta", "").startswith("default of")  # as GPT-NeoX's class leaves it
+    if request.layer_type is None and isinstance(top, int | float) and not unread:
         return number(request.config, "rope_theta")
     return request.rope.spec.rope_theta

@@ -4,7 +4,7 @@ Source: transformers 4.57.6 `modeling_rope_utils.py`, `models/llama/configuratio
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ropecli.runtimes.formulas import (
     divided,
@@ -29,10 +29,45 @@ from ropecli.runtimes.keys import (
     rope_type,
 )
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
-from ropecli.runtimes.transformers5 import KNOWN
+from ropecli.runtimes.transformers5 import KNOWN, NEEDS_HEAD_DIM, own_alpha, own_mscale
 from ropecli.spec import RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
+
+_UNSCALED = {"nemotron"}
+"""Model types whose rotary module is always the plain one."""
+
+_TWO_FIELDS = {"chameleon", "fuyu", "olmo", "olmo2"}
+"""Model types whose config refuses a `rope_scaling` of more than `type` (linear or dynamic) and `factor`."""
+
+_ROPE_TYPE_ALONE = {
+    *("cohere", "cohere2", "gemma3_text", "gemma3n_text", "granite", "granitemoe", "granitemoeshared", "moonshine"),
+    *("olmo3", "qwen3_next"),
+}
+"""Model types whose config does not copy `type` to `rope_type`."""
+
+_HEAD_DIM_IS_NULL = {"hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mistral", "mixtral"}
+"""Model types whose config leaves `head_dim` null where the file has none, and YaRN then multiplies None."""
+
+
+def _check_class(request: Request, given: Keys, kind: str) -> None:
+    """What some model classes refuse. Raises Refused."""
+    factor = given.get("factor")
+    if request.model_type in _TWO_FIELDS and (
+        set(given) != {"type", "factor"} or kind not in {"linear", "dynamic"} or not (_is_float(factor) and factor > 1)
+    ):
+        raise Refused("ValueError: rope_scaling must hold type, linear or dynamic, and a factor above 1, no more")
+    if request.model_type in _ROPE_TYPE_ALONE and "rope_type" not in given:
+        raise Refused("KeyError: this model's class reads rope_type, not type")
+    if request.model_type.startswith("hunyuan") and kind == "dynamic" and "alpha" not in given:
+        raise Refused("KeyError: dynamic needs an alpha in this model")
+    no_head_dim = request.model_type in _HEAD_DIM_IS_NULL and request.config.get("head_dim") is None
+    if kind in NEEDS_HEAD_DIM and no_head_dim:
+        raise Refused(f"TypeError: {kind} needs a head_dim in the file, which this model's class leaves null")
+
+
+def _is_float(value: object) -> TypeGuard[float]:
+    return isinstance(value, float)
 
 
 def rule(request: Request) -> Reading:
@@ -44,7 +79,10 @@ def rule(request: Request) -> Reading:
         return Reading(plain(base), 1.0, max_positions(request), notes)
     if request.model_type == "phi3" and set(given) != {"type", "short_factor", "long_factor"}:
         raise Refused("ValueError: Phi-3's rope_scaling must hold type, short_factor and long_factor, and no other key")
+    if request.model_type in _UNSCALED:
+        return Reading(plain(base), 1.0, max_positions(request), (*notes, "rope_scaling ignored: it never scales"))
     scaling = _scaling(given, request)
+    _check_class(request, given, scaling["rope_type"])
     inv_freq, attention_factor, more = _compute(scaling, base, request)
     warned = ignored(scaling, *KNOWN.get(scaling["rope_type"], scaling))
     return Reading(inv_freq, attention_factor, max_positions(request), notes + warned + more)
@@ -75,6 +113,8 @@ def _compute(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
             computed = plain(base), 1.0, ()
         case "linear":
             computed = linear(base, number(scaling, "factor")), 1.0, ()
+        case "dynamic" if own_alpha(request, scaling):
+            computed = ntk(base, number(scaling, "alpha")), 1.0, ()
         case "dynamic":
             ntk(base, number(scaling, "factor"))
             computed = plain(base), 1.0, (f"the base grows with the sequence beyond {max_positions(request)} tokens",)
@@ -108,6 +148,7 @@ def _longrope(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
         factor: float | None = longest / original
     else:
         original, factor = longest, optional(scaling, "factor")
+    given = own_mscale(request, scaling) or given
     if given is None:
         if factor is None:
             raise Refused("TypeError: longrope has neither a top-level original_max_position_embeddings nor a factor")

@@ -36,6 +36,15 @@ KNOWN: dict[str, set[str]] = {
 }
 """Keys that each type knows, beside type and base; it warns of every other key."""
 
+DEFAULT_ONLY = {"ernie4_5_vl_moe", "ernie4_5_vl_moe_text", "recurrent_gemma"}
+"""Model types whose rotary module stops at any scaling."""
+
+OWN_KEYS: dict[str, set[str]] = {
+    "phimoe": {"short_mscale", "long_mscale"},
+    **{f"hunyuan_{name}": {"alpha"} for name in ("v1_dense", "v1_moe", "vl", "vl_text")},
+}
+"""Keys that only these model types read."""
+
 _NO_COMPLAINT = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 
 
@@ -44,7 +53,12 @@ def rule(request: Request) -> Reading:
     keys = standardised(request)
     base = unscaled(request, number(keys.parameters, "rope_theta"))
     inv_freq, attention_factor, notes = _compute(keys, base, request)
-    unknown = sorted(set(keys.parameters) - _NO_COMPLAINT - KNOWN.get(keys.rope_type, set(keys.parameters)))
+    if request.model_type in DEFAULT_ONLY and keys.rope_type != "default":
+        raise Refused(f"ValueError: {request.model_type} does not support the scaling {keys.rope_type!r}")
+    if keys.rope_type in NEEDS_HEAD_DIM and _head_dim_is_null(request.model_type, request.config):
+        raise Refused(f"TypeError: {keys.rope_type} needs a head_dim in the file, which this model's class leaves null")
+    known = KNOWN.get(keys.rope_type, set(keys.parameters)) | OWN_KEYS.get(request.model_type, set())
+    unknown = sorted(set(keys.parameters) - _NO_COMPLAINT - known)
     warned = tuple(f"{name} ignored, with a warning" for name in unknown)
     return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + warned + notes)
 
@@ -57,6 +71,8 @@ def _compute(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
             computed = plain(base), 1.0, ()
         case "linear":
             computed = linear(base, number(parameters, "factor")), 1.0, ()
+        case "dynamic" if own_alpha(request, parameters):
+            computed = ntk(base, number(parameters, "alpha")), 1.0, ()
         case "dynamic":
             ntk(base, number(parameters, "factor"))
             computed = plain(base), 1.0, (f"the base grows with the sequence beyond {max_positions(request)} tokens",)
@@ -74,6 +90,16 @@ def _compute(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
         case other:
             raise Refused(f"KeyError: {other!r} when the model is built")
     return computed
+
+
+def own_alpha(request: Request, parameters: Keys) -> bool:
+    """Hunyuan's classes take `dynamic` with an alpha for a static base (`HunYuanDenseV1RotaryEmbedding`)."""
+    return request.model_type.startswith("hunyuan") and bool(parameters.get("alpha"))
+
+
+def own_mscale(request: Request, parameters: Keys) -> float | None:
+    """Phi-3.5-MoE multiplies by `short_mscale`, or `long_mscale`, whatever the attention factor is."""
+    return number(parameters, "short_mscale") if request.model_type == "phimoe" else None
 
 
 def _yarn(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
@@ -101,7 +127,9 @@ def _longrope(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
     factor, given = optional(parameters, "factor"), optional(parameters, "attention_factor")
     if factor is None:
         factor = max_positions(request) / original
-    attention_factor = longrope_magnitude(factor, original) if given is None else given
+    attention_factor = own_mscale(request, parameters)
+    if attention_factor is None:
+        attention_factor = longrope_magnitude(factor, original) if given is None else given
     same = short == long
     notes = () if same else (f"long_factor for every position of a call that reaches beyond {original} tokens",)
     return divided(base, short), attention_factor, notes
@@ -113,6 +141,9 @@ RUNTIME = Runtime("transformers", "5.24.0", rule)
 _NEEDED = {kind: keys - {"mscale", "mscale_all_dim"} for kind, keys in KNOWN.items()}
 """An attention factor is final; on latent attention `mscale_all_dim` would scale the softmax, too."""
 
+NEEDS_HEAD_DIM = ("dynamic", "longrope", "yarn")
+"""Types that multiply `head_dim` as it stands in the config, null where a class leaves it so."""
+
 _UNSCALED = {"codegen", "gptj", "roformer"}
 """Model types whose classes have no `rope_parameters`: they would pass the object on to the model, which stops."""
 
@@ -120,6 +151,10 @@ _HEAD_DIM_MAY_BE_NULL = {
     *("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text", "minimax", "ministral", "mixtral"),
 }
 """Model types that leave `head_dim` null where the file has none: YaRN multiplies it before it looks for another."""
+
+
+def _head_dim_is_null(model_type: str, text: Keys) -> bool:
+    return model_type in _HEAD_DIM_MAY_BE_NULL and text.get("head_dim") is None
 
 
 def flags(serving: Serving) -> tuple[str, ...]:
@@ -139,7 +174,7 @@ def flags(serving: Serving) -> tuple[str, ...]:
                 "give both lists the same attention factor",
             )
     changes = override(serving, {kind: tuple(keys) for kind, keys in _NEEDED.items()})
-    if serving.model_type in _HEAD_DIM_MAY_BE_NULL and serving.text.get("head_dim") is None:
+    if _head_dim_is_null(serving.model_type, serving.text):
         changes["head_dim"] = serving.ropes[0].spec.head_dim
     must_agree(RUNTIME, serving, changes)
     return (one_line(placed(serving.config, serving.loaded_path, changes, merged=1)),)

@@ -236,10 +236,11 @@ class TestMeaning:
         assert only(metadata("hunyuan-dense", rope__scaling__alpha=1000.0)).spec.scaling == Plain()
 
     def test_lengths(self) -> None:
-        """The original length defaults to the context, and a scaling stretches a context that was left as it was."""
+        """The original length defaults to the context; a scaling ends there, where the factor divides it."""
         pairs = {
             (): (4096, 4096),
-            (("rope__scaling__factor", 4.0),): (4096, 16384),
+            (("rope__scaling__factor", 4.0),): (1024, 4096),
+            (("rope__scaling__factor", 3.0),): (4096, 12288),
             tuple(yarn().items()): (1024, 4096),
             (("rope__scaling__original_context_length", 1024),): (1024, 4096),
         }
@@ -701,3 +702,14 @@ def test_damaged_bytes(
     if isinstance(result, RopeError):
         assert result.exit_status == 3
         assert "\n" not in result.message
+
+
+def test_a_linear_scaling_ends_at_the_length_that_llama_cpp_serves() -> None:
+    """context_length is never multiplied: where no original length is stated, the factor divides it."""
+    scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}
+    spec = only(metadata(**scaled)).spec
+    assert (spec.original_length, spec.max_length) == (1024, 4096)
+    spec = only(metadata(**scaled, rope__scaling__original_context_length=2048)).spec
+    assert (spec.original_length, spec.max_length) == (2048, 4096)
+    spec = only(metadata(**scaled, context_length=4095)).spec
+    assert (spec.original_length, spec.max_length) == (4095, 16380)

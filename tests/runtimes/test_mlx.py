@@ -1,7 +1,9 @@
 """The mlx-lm row against mlx-lm itself, where MLX is installed (`pip install "mlx[cpu]" mlx-lm`)."""
 
 import ast
+import dataclasses
 import importlib
+import inspect
 import json
 import math
 from pathlib import Path
@@ -108,6 +110,69 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 def test_any_llama_config(config: dict[str, Any]) -> None:
     """For any scaling of a Llama the row gives what the real rope gives, and stops where it stops."""
     assert_same(config)
+
+
+SCALINGS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
+    "yarn in both keys": {"type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
+    "linear": {"rope_type": "linear", "type": "linear", "factor": 4.0},
+    "dynamic with alpha": {"type": "dynamic", "factor": 1.0, "alpha": 50.0},
+}
+OWN_RULES = (
+    "deepseek",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "hunyuan",
+    "hunyuan_v1_dense",
+    "internlm2",
+    "internlm3",
+    "nemotron",
+)
+"""Model types that refuse some scalings, heed one alone, or have a rope module that is never told of any."""
+
+
+def filled(arguments: Any, config: dict[str, Any]) -> Any:
+    """The model's arguments from a config, with something in every field that rotates nothing."""
+    stand_ins = {"bool": False, "float": 1e-5, "str": "silu", "int": 64}
+    missing = {
+        field.name: next((value for kind, value in stand_ins.items() if kind in str(field.type)), None)
+        for field in dataclasses.fields(arguments)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    return arguments.from_dict(missing | SHAPE | json.loads(json.dumps(config)))
+
+
+def second_pair(model_type: str, config: dict[str, Any]) -> tuple[float, float] | None:
+    """(turn of the second pair, multiplier) of the rope in the model's own attention; None where it does not load."""
+    module = importlib.import_module(f"mlx_lm.models.{model_type}")
+    kind = next(kind for name, kind in vars(module).items() if name.endswith("Attention"))
+    try:
+        arguments = filled(module.ModelArgs, config)
+        attention = kind(True, arguments) if "kv_proj" in inspect.signature(kind).parameters else kind(arguments)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    rope = attention.rope
+    turned = [rope(mx.ones((1, 1, 2, HEAD_DIM)))[0, 0, position] for position in (0, 1)]
+    half = HEAD_DIM // 2
+    first, second = (1, 1 + half) if not getattr(rope, "traditional", False) else (2, 3)
+    (a, _), (c, d) = ((float(turn[first]), float(turn[second])) for turn in turned)
+    return math.atan2(d, c) - math.pi / 4, a
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("model_type", OWN_RULES)
+def test_a_model_with_rules_of_its_own(model_type: str, scaling: str) -> None:
+    """The row stops where the model's own attention cannot be built, and turns and multiplies as it does elsewhere."""
+    config = CONFIGS["A minimal yarn (factor 4, original 2048, max 8192)"] | {"rope_scaling": SCALINGS[scaling]}
+    config |= {"model_type": model_type, "partial_rotary_factor": 1.0}
+    rope = LayerRope("default", 2, RopeSpec(10_000.0, HEAD_DIM, HEAD_DIM, 8192, 8192), {})
+    found = second_pair(model_type, config)
+    reading = RUNTIME.read(Request(config, rope, "", model_type))
+    assert (found is None) == (reading.inv_freq is None), reading.notes
+    if found is not None and reading.inv_freq is not None:
+        assert reading.inv_freq[1] == pytest.approx(found[0], rel=1e-4)
+        assert reading.attention_factor == pytest.approx(found[1], rel=1e-4)
 
 
 def base_fields(source: str) -> list[ast.expr | None]:
