@@ -26,8 +26,8 @@ def length(text: str, option: str) -> int:
 
 
 def lengths(text: str, option: str) -> tuple[int, ...]:
-    """Comma-separated lengths. Raises BadUsage."""
-    return tuple(length(part, option) for part in text.split(",") if part.strip())
+    """Comma-separated lengths, at least one. Raises BadUsage."""
+    return tuple(length(part, option) for part in names(text, option, "lengths"))
 
 
 def rate(text: str, option: str) -> float:
@@ -39,9 +39,12 @@ def rate(text: str, option: str) -> float:
     return found
 
 
-def names(text: str | None) -> tuple[str, ...]:
-    """Comma-separated names."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+def names(text: str, option: str, what: str = "names") -> tuple[str, ...]:
+    """Comma-separated names, at least one. Raises BadUsage."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise BadUsage(f"expected {what}, found none", where=option)
+    return found
 
 
 def one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
