@@ -57,7 +57,8 @@ class Document:
 class Corpus:
     """Documents cut to one window length.
 
-    too_short  documents that were left out because they hold less than one window
+    too_short  documents that were left out because they hold less than one window of `longest` tokens, the longest
+               that the same texts are cut into
     repeated   documents that were left out because an earlier one has the same text: on both sides of the split they
                would let the search see what is held out
     blocks     whether a lone text was cut into blocks that stand for documents
@@ -68,6 +69,29 @@ class Corpus:
     too_short: int
     repeated: int
     blocks: bool
+    longest: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the text that the numbers rest on, in sentences."""
+        notes = []
+        if self.blocks:
+            notes.append(f"one text was cut into {len(self.documents)} contiguous blocks that count as documents")
+        if self.too_short:
+            notes.append(
+                f"{_counted(self.too_short, 'is', 'are')} shorter than one window of {self.longest} tokens and "
+                f"{'was' if self.too_short == 1 else 'were'} left out"
+            )
+        if self.repeated:
+            notes.append(
+                f"{_counted(self.repeated, 'has', 'have')} the same text as an earlier one and "
+                f"{'was' if self.repeated == 1 else 'were'} left out"
+            )
+        return tuple(notes)
+
+
+def _counted(documents: int, one: str, more: str) -> str:
+    return f"1 document {one}" if documents == 1 else f"{documents} documents {more}"
 
 
 def _decode(path: str, data: bytes) -> str:
@@ -91,13 +115,16 @@ def _jsonl_rows(path: str, text: str, field: str) -> Iterator[Text]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise BadData("expected one JSON object a line", where=where, hint="see https://jsonlines.org") from error
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            keys = ", ".join(list(row)[:8]) if isinstance(row, dict) else type(row).__name__
+        if not isinstance(row, dict) or field not in row:
+            keys = (", ".join(list(row)[:8]) or "no key") if isinstance(row, dict) else type(row).__name__
             raise BadData(
                 f"expected an object with text in {field!r}, found {keys}",
                 where=where,
                 hint="name it with --text-field",
             )
+        if not isinstance(row[field], str):
+            found = "null" if row[field] is None else type(row[field]).__name__
+            raise BadData(f"expected text, found {found}", where=f"{where}: {field}")
         if any("\ud800" <= character <= "\udfff" for character in row[field]):
             raise BadData("half of a surrogate pair, which is no character", where=f"{where}: {field}")
         yield Text(f"{path}:{number}", row[field])
@@ -179,8 +206,10 @@ def _files(given: str) -> list[Path]:
 def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Text], list[Source]]:
     """Every document of the given files, folders and "-" (standard input), in order; and what each file was.
 
-    Raises BadData for anything that cannot be read as text.
+    Raises BadData for anything that cannot be read as text, BadUsage for standard input given twice.
     """
+    if paths.count("-") > 1:
+        raise BadUsage("standard input can be read only once", where="--data", hint="give - once")
     texts: list[Text] = []
     sources: list[Source] = []
     for given in paths:
@@ -244,7 +273,7 @@ def tokenize(
         raise BadData(
             f"no document has the {whole + len(front)} tokens of one window; the longest of {len(encoded)} has "
             f"{most_tokens}",
-            hint="give longer documents, or a smaller --factor or --target-length",
+            hint="give longer documents, or a smaller --factor, --target-length or --lengths",
         )
     lone = len(encoded) == 1 and len(long_enough[0][1]) >= 2 * whole
     if lone:
@@ -259,7 +288,8 @@ def tokenize(
     documents = tuple(
         Document(name, tuple(tuple(front + window) for window in _cut(ids, body, most))) for name, ids in parts
     )
-    return Corpus(documents, length, len(encoded) - len(long_enough), len(texts) - len(encoded), lone)
+    repeated = len(texts) - len(encoded)
+    return Corpus(documents, length, len(encoded) - len(long_enough), repeated, lone, whole + len(front))
 
 
 def split(

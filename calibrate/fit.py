@@ -166,13 +166,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, complete: bool) -> tuple[str, ...]:
-    notes = []
-    if corpus.blocks:
-        notes.append(f"one text was cut into {len(corpus.documents)} contiguous blocks that count as documents")
-    if corpus.too_short:
-        notes.append(
-            f"{corpus.too_short} documents are shorter than one window of {corpus.length} tokens and were left out"
-        )
+    notes = list(corpus.notes)
     if loaded.dequantised:
         notes.append(
             f"the GGUF was de-quantised to {loaded.dtype} by transformers: losses are those of its weights, "
@@ -180,8 +174,6 @@ def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, comp
         )
     if loaded.bos is not None:
         notes.append("every window starts with the tokenizer's beginning-of-sequence token")
-    if corpus.repeated:
-        notes.append(f"{corpus.repeated} documents have the same text as an earlier one and were left out")
     bounds = space.on_bounds(point)
     if bounds and point != space.default:
         notes.append(f"the best lies on the bound of the search for {', '.join(bounds)}")

@@ -3,7 +3,7 @@
 import contextlib
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,28 @@ class Tokenizer:
     bos: int | None
 
 
+@dataclass(slots=True)
+class Room:
+    """What was learnt of the memory when it ran out.
+
+    tell    is told of it once, in a line
+    tokens  the most that are scored at once from then on; None as long as it has not run out
+    """
+
+    tell: Callable[[str], object] = str
+    tokens: int | None = None
+
+    def ran_out(self, windows: int, length: int) -> int:
+        """How many windows to try next where so many of `length` tokens each were too many; at least two were."""
+        if self.tokens is None:
+            self.tell(
+                f"out of memory with {windows} windows of {length} tokens at once: goes on with fewer; "
+                "--dtype bfloat16, shorter windows or --device-map auto make room"
+            )
+        self.tokens = windows // 2 * length
+        return windows // 2
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model in evaluation mode with gradients off, its tokenizer's encoder, and where its inputs go.
@@ -69,6 +91,7 @@ class LoadedModel:
     device: torch.device
     ranks: parallel.Ranks = parallel.ALONE
     dequantised: bool = False
+    room: Room = field(default_factory=Room)
 
     @property
     def dtype(self) -> str:
@@ -208,6 +231,8 @@ def _loading(source: str, settings: Settings) -> Iterator[None]:
         if is_out_of_memory(error):
             raise NoResource("the model does not fit in memory", where=source, hint="try --dtype bfloat16") from error
         line = str(error).strip().partition("\n")[0]
+        if isinstance(error, ImportError) and settings.attn_implementation:
+            raise NoResource(line, where="--attn-implementation", hint="install it, or try sdpa or eager") from error
         for option, value in (
             ("--attn-implementation", settings.attn_implementation),
             ("--device-map", settings.device_map),

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ropecli.writer import Receipt
 
 PIPE_CLOSED = 141
-_NUMBERS = re.compile(r"\[\s*(?:-?[\d.eE+-]+,\s*)*-?[\d.eE+-]+\s*\]")
+_NUMBERS = re.compile(r"\[\s*(?:(?:-?[\d.eE+-]+|null),\s*)*(?:-?[\d.eE+-]+|null)\s*\]")
 
 
 class ReaderGone(Exception):
@@ -575,10 +575,8 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
             console.print(_text(f"factor {factor:g}, {held_out[factor]}"))
         console.print(_held_out_table(rows))
     cost = calibration.cost
-    spent = (
-        f"{cost['evaluations']} evaluations cost {cost['forward_equivalents']:.1f} forward equivalents; "
-        f"{cost['seconds']:.0f} s in all"
-    )
+    evaluations = f"{cost['evaluations']} evaluation{'' if cost['evaluations'] == 1 else 's'}"
+    spent = f"{evaluations} cost {cost['forward_equivalents']:.1f} forward equivalents; {cost['seconds']:.0f} s in all"
     console.print(_text(spent if calibration.fits else f"{held_out[calibration.factors[0]]}; {spent}"))
     if not calibration.fits:
         console.print(_text(_optimism(calibration.calibration)))
@@ -726,7 +724,7 @@ def show_passkeys(rows: Sequence["PasskeyRow"]) -> None:
                 f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
             ]
             table.add_row(*(escape(printable(cell)) for cell in cells))
-        emit(f"{printable(model)}, passkey\n")
+        emit(f"{printable(model)}, passkey, lengths in tokens\n")
         emit_table(table)
 
 
@@ -753,5 +751,5 @@ def show_rows(rows: Sequence["Row"]) -> None:
                 "" if row.difference is None else f"{row.difference.delta:+.4f} {_reach(row.difference)}",
             ]
             table.add_row(*(escape(printable(cell)) for cell in cells))
-        emit(printable(model) + ("" if protocol == "full" else f", protocol {protocol}") + "\n")
+        emit(f"{printable(model)}, {'' if protocol == 'full' else f'protocol {protocol}, '}lengths in tokens\n")
         emit_table(table)

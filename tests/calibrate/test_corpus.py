@@ -108,6 +108,12 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (texts, sources[0].path) == ([Text("-", "čtení\n")], "-")
 
 
+def test_standard_input_is_read_once() -> None:
+    """Given twice, it would be a text and an empty one."""
+    with pytest.raises(BadUsage, match="can be read only once"):
+        read_texts(["-", "a.txt", "-"])
+
+
 BROKEN = {
     "a.txt": (b"caf\xe9", "a.txt", "not UTF-8 text (byte 3 of 4)"),
     "utf16.txt": ("text".encode("utf-16"), "utf16.txt", "not UTF-8 text"),
@@ -120,7 +126,9 @@ BROKEN = {
     "digits.jsonl": (b'{"text": ' + b"9" * 5000 + b"}", "digits.jsonl: line 1", "expected one JSON object a line"),
     "list.jsonl": (b'["text"]', "list.jsonl: line 1", "found list"),
     "key.jsonl": (b'{"text": "a"}\n\n{"body": "b", "id": 1}\n', "key.jsonl: line 3", "found body, id"),
-    "kind.jsonl": (b'{"text": 5}', "kind.jsonl: line 1", "expected an object with text in 'text'"),
+    "kind.jsonl": (b'{"text": 5}', "kind.jsonl: line 1: text", "expected text, found int"),
+    "null.jsonl": (b'{"text": "a"}\n{"text": null}', "null.jsonl: line 2: text", "expected text, found null"),
+    "bare.jsonl": (b"{}", "bare.jsonl: line 1", "expected an object with text in 'text', found no key"),
     "half.jsonl": (b'{"text": "a\\ud83d"}', "half.jsonl: line 1: text", "surrogate"),
     "latin.jsonl": (b'{"text": "caf\xe9"}', "latin.jsonl", "not UTF-8 text"),
     "no.parquet": (b"PAR1 and then something else", "no.parquet", "not a readable parquet file"),
@@ -255,6 +263,42 @@ def test_the_blocks_of_a_lone_text_are_the_same_for_every_length(tokens: int) ->
     assert [d.name for d in short.documents] == [d.name for d in long.documents]
     for small, large in zip(short.documents, long.documents, strict=True):
         assert small.windows[0] == large.windows[0][:5]
+
+
+@pytest.mark.parametrize(
+    ("short", "again", "notes"),
+    [
+        (0, 0, ()),
+        (
+            1,
+            1,
+            (
+                "1 document is shorter than one window of 40 tokens and was left out",
+                "1 document has the same text as an earlier one and was left out",
+            ),
+        ),
+        (
+            2,
+            3,
+            (
+                "2 documents are shorter than one window of 40 tokens and were left out",
+                "3 documents have the same text as an earlier one and were left out",
+            ),
+        ),
+    ],
+)
+def test_what_was_left_out_is_told(short: int, again: int, notes: tuple[str, ...]) -> None:
+    """In sentences, with the window that a text was too short for, which may be that of another factor."""
+    texts = [Text("a", "a" * 50), Text("b", "b" * 50), *(Text("s", "s" * (n + 1)) for n in range(short))]
+    texts += [Text("again", "b" * 50)] * again
+    assert tokenize(texts, encode, 10, bos=None, windows=1, longest=40).notes == notes
+
+
+def test_blocks_are_told() -> None:
+    """One long text stands for many documents, and says so."""
+    assert tokenize([Text("a", "x" * 30)], encode, 10, bos=None, windows=1).notes == (
+        "one text was cut into 3 contiguous blocks that count as documents",
+    )
 
 
 def test_a_text_that_comes_twice_counts_once() -> None:

@@ -391,7 +391,7 @@ def test_positions_in_json_and_in_a_table(capsys: pytest.CaptureFixture[str]) ->
 def test_the_protocol_stands_above_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Numbers of another protocol are not mistaken for those of one pass."""
     first, heading, *_ = printed(capsys, "--lengths", "128", "--protocol", "sliding", "--stride", "64").splitlines()
-    assert first == f"{TINY}, protocol sliding"
+    assert first == f"{TINY}, protocol sliding, lengths in tokens"
     assert "within" not in heading
 
 

@@ -553,7 +553,7 @@ def test_a_time_limit_that_is_over_leaves_factors_out() -> None:
 
 def test_the_budget_is_shared() -> None:
     """Evaluations are dealt equally and leftovers go on; time goes by window length; the last task gets the rest."""
-    corpus = Corpus((), 512, 0, blocks=False, repeated=0)
+    corpus = Corpus((), 512, 0, blocks=False, repeated=0, longest=512)
     tasks = [
         fitting.Task(
             Space(RopeSpec(10000.0, 32, 32, 256, 256), length / 256), length, Bands((1, length)), corpus, (), ()
