@@ -302,8 +302,51 @@ def test_a_calibration_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_a_misspelled_method_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown method is found before the model is loaded, whatever stands in front of it."""
     monkeypatch.setattr(evaluation, "load", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(BadUsage, match="unknown method 'yran'"):
+    with pytest.raises(BadUsage, match="unknown method 'yran'") as caught:
         rows(methods=("none", "yran"))
+    assert (caught.value.where, "dynamic" in caught.value.hint) == ("--methods", True)
+
+
+def test_every_checkpoint_is_looked_at_before_any_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the last one is known before the first one is loaded: its config, a method, its windows."""
+    monkeypatch.setattr(evaluation, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(BadCheckpoint, match="no such file or folder"):
+        rows(TINY, tmp_path / "missing")
+    folder = Path(shutil.copytree(TINY, tmp_path / "folded"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    mark = {"ropecli": {"folded_attention_factor": {"default": 1.0693}}}
+    (folder / "config.json").write_text(json.dumps(config | mark), "utf-8")
+    with pytest.raises(BadCheckpoint, match=r"hold an attention factor of 1\.0693 already"):
+        rows(TINY, folder, methods=("yarn",))
+    config["max_position_embeddings"] = 8192
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(BadData, match="no document has the 8192 tokens"):
+        rows(TINY, folder)
+
+
+def test_weights_that_hold_a_temperature_are_measured_as_they_are(tmp_path: Path) -> None:
+    """Without a method nothing is put on top of what they hold."""
+    folder = Path(shutil.copytree(TINY, tmp_path / "folded"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    mark = {"ropecli": {"folded_attention_factor": {"default": 1.0693}}}
+    (folder / "config.json").write_text(json.dumps(config | mark), "utf-8")
+    (row,) = rows(folder, lengths=(64,))
+    assert row.method == "config"
+
+
+def test_what_was_left_out_of_the_text_is_told(tmp_path: Path) -> None:
+    """Short and repeated documents, once for all checkpoints."""
+    path = tmp_path / "rows.jsonl"
+    long, other = (Path(text).read_text("utf-8") for text in TEXTS[:2])
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (long, other, long, "short")), "utf-8")
+    request = Request((str(TINY), f"{TINY}/"), (str(path),), (64,), windows=1, settings=FLOAT32)
+    told: list[str] = []
+    found = evaluate(request, lambda _: None, say=told.append)
+    assert {row.documents for row in found} == {2}
+    assert told == [
+        "note: 1 document is shorter than one window of 64 tokens and was left out",
+        "note: 1 document has the same text as an earlier one and was left out",
+    ]
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
@@ -352,8 +395,8 @@ def test_json_is_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
 def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Without `--json`: the checkpoint, a heading, a line a row, no colour and nothing cut."""
     table = printed(capsys, "--lengths", "256,512", "--methods", "none,yarn")
-    _, heading, *lines = table.splitlines()
-    assert str(TINY) in table
+    first, heading, *lines = table.splitlines()
+    assert first == f"{TINY}, lengths in tokens"
     assert all(word in heading for word in ("method", "length", "ppl"))
     assert [line.split()[:2] for line in lines] == [["none", "256"], ["none", "512"], ["yarn", "256"], ["yarn", "512"]]
     assert "\x1b" not in table

@@ -1,6 +1,7 @@
 """`calibrate.score`: the loss is the cross-entropy of the model's own logits, whatever is held in memory at once."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from calibrate import score
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel, rotating_with
+from calibrate.model import LoadedModel, Room, rotating_with
 from calibrate.score import Bands, Score, nats_by_band, token_nll, tokens_by_band, windows_at_once
 from ropecli.errors import NoResource
 from ropecli.frequencies import Frequencies
@@ -180,6 +181,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Exception) -> None:
     expected = nats_by_band(loaded(model), texts, bands)
     sizes: list[int] = []
     room = 3
+    told: list[str] = []
+    small = replace(loaded(model), room=Room(told.append))
 
     def crowded(module: Any, args: Any, kwargs: Any) -> None:
         del module, args
@@ -188,9 +191,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Exception) -> None:
             raise error
 
     model.model.register_forward_pre_hook(crowded, with_kwargs=True)
-    assert np.allclose(nats_by_band(loaded(model), texts, bands), expected, rtol=0, atol=1e-4)
+    assert np.allclose(nats_by_band(small, texts, bands), expected, rtol=0, atol=1e-4)
     assert sizes[:2] == [8, 4]
     assert max(sizes[2:]) <= room
+    sizes.clear()
+    assert np.allclose(nats_by_band(small, texts, bands), expected, rtol=0, atol=1e-4)
+    assert max(sizes) == 2, "what was learnt is forgotten"
+    assert len(told) == 1
+    assert told[0].startswith("out of memory with 8 windows of 32 tokens at once: goes on with fewer; --dtype bfloat16")
     room = 0
     with pytest.raises(NoResource, match="out of memory on one window of 32 tokens"):
         nats_by_band(loaded(model), texts, bands)
