@@ -13,6 +13,7 @@ from transformers.distributed import DistributedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from calibrate import parallel
+from calibrate.corpus import Encode, Encoded, encoded_in_pieces
 from calibrate.cost import AttentionKind, Shape
 from ropecli.checkpoint import read_json, tensor_headers
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
@@ -51,7 +52,7 @@ class Settings:
 class Tokenizer:
     """Text → token ids without any special token, and the BOS token where the tokenizer puts one in front."""
 
-    encode: Callable[[str], list[int]]
+    encode: Encode
     bos: int | None
 
 
@@ -86,7 +87,7 @@ class LoadedModel:
     """
 
     model: Any
-    encode: Callable[[str], list[int]]
+    encode: Encode
     bos: int | None
     device: torch.device
     ranks: parallel.Ranks = parallel.ALONE
@@ -254,8 +255,15 @@ def load_tokenizer(source: str, settings: Settings) -> Tokenizer:
             name, trust_remote_code=settings.trust_remote_code, **extra
         )
 
-        def encode(text: str) -> list[int]:
+        def whole(text: str) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+        def piece(text: str) -> Encoded:
+            (found,) = tokenizer(text, add_special_tokens=False, verbose=False).encodings
+            return Encoded(found.ids, found.word_ids, [start for start, _ in found.offsets])
+
+        def encode(text: str, most: int | None = None) -> list[int]:
+            return encoded_in_pieces(whole, piece, text, most) if tokenizer.is_fast else whole(text)
 
         with_specials = tokenizer("a", verbose=False).input_ids
     opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id
@@ -302,8 +310,8 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     model.eval().requires_grad_(False)
     rows = int(model.get_input_embeddings().num_embeddings)
 
-    def encode(text: str) -> list[int]:
-        return refuse_unknown(tokenizer.encode(text), rows, source)
+    def encode(text: str, most: int | None = None) -> list[int]:
+        return refuse_unknown(tokenizer.encode(text, most), rows, source)
 
     return LoadedModel(model, encode, tokenizer.bos, device, ranks, "gguf_file" in extra)
 

@@ -4,7 +4,6 @@ Several factors share the model, the text and the budget; each has its own windo
 attention factors that the searches found give the law m(s) = a·ln s + b.
 """
 
-import functools
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import torch
 
 from calibrate import search
 from calibrate.calibration import YARN_LAW, Calibration, Fit, Law, rope_to_json
-from calibrate.corpus import Document, Source, read_texts, split, tokenize
+from calibrate.corpus import Document, Source, read_texts, remembering, split, tokenize
 from calibrate.fit import (
     POSITION_BINS,
     Found,
@@ -210,7 +209,7 @@ def survey(request: Request) -> Survey:
     bands = [objective.bands(plain.original_length, length) for _, length in wanted]
     texts, sources = read_texts(request.data, request.text_field)
     tokenizer = load_tokenizer(name, request.settings)
-    encode = functools.cache(tokenizer.encode)
+    encode = remembering(tokenizer.encode)
     tasks = []
     for (space, length), edges in zip(wanted, bands, strict=True):
         corpus = tokenize(texts, encode, length, bos=tokenizer.bos, windows=request.windows, longest=wanted[0][1])
