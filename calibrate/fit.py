@@ -42,6 +42,8 @@ GRADIENT_COST = 3
 
 STOPPED = "the search for divisors was stopped before it ended; this is the best it had seen"
 
+MEMORY_STEP = 2**26
+
 POSITION_BINS = 64
 """Bins of the held-out loss by position."""
 
@@ -158,11 +160,16 @@ def once(nats_of: NatsOf) -> NatsOf:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    """Peak memory in bytes: of the GPU where there is one, else of this process.
+
+    Rounded up to `MEMORY_STEP`: what the system adds differs from run to run, and the same run gives the same file.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        found = int(torch.cuda.max_memory_allocated(device))
+    else:
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return -(-found // MEMORY_STEP) * MEMORY_STEP
 
 
 def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, complete: bool) -> tuple[str, ...]:

@@ -220,6 +220,20 @@ def _refuse_shares(source: str, config: Any, device: torch.device, ranks: parall
         raise BadUsage(f"tensor parallelism uses the GPUs here, not {device}", where="--device", hint="--device auto")
 
 
+def _kind(name: str, extra: Mapping[str, Any]) -> Any:
+    """transformers' loader for the architecture of a checkpoint."""
+    if "gguf_file" in extra:
+        return transformers.AutoModelForCausalLM
+    return _kind_of(transformers.AutoConfig.from_pretrained(name, **extra))
+
+
+def _kind_of(config: Any) -> Any:
+    """Models of text, or those that see images too where there is no other: without images they are models of text."""
+    sees = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    only = sees and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForImageTextToText if only else transformers.AutoModelForCausalLM
+
+
 @contextlib.contextmanager
 def _loading(source: str, settings: Settings) -> Iterator[None]:
     """Make one line of whatever transformers raises."""
@@ -299,7 +313,7 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
         if ranks.tensor > 1:
             _refuse_shares(source, transformers.AutoConfig.from_pretrained(name, **extra), device, ranks)
             options["distributed_config"] = DistributedConfig(tp_size=ranks.tensor)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = _kind(name, extra).from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
         if settings.device_map is None and ranks.tensor == 1:
@@ -383,7 +397,7 @@ def without_weights(source: str, settings: Settings) -> tuple[Shape, str]:
     with _loading(source, settings):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=settings.trust_remote_code, **extra)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+            model = _kind_of(config).from_config(config, trust_remote_code=settings.trust_remote_code)
         own = str(getattr(config.get_text_config(), "dtype", None) or config.dtype or "float32")
         return shape_of(model), own.removeprefix("torch.") if settings.dtype == "auto" else settings.dtype
 
