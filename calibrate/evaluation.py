@@ -22,7 +22,7 @@ from calibrate.model import (
 from calibrate.objective import method
 from calibrate.protocols import FULL, SLIDING, YARN, Sums, check_protocol, default_stride, measure
 from calibrate.run import check_windows, extensible, loaded_by
-from calibrate.score import Bands, Counts, Floats, nats_by_band, tokens_by_band
+from calibrate.score import Bands, Counts, Floats, nats_by_band, perplexity, tokens_by_band
 from calibrate.statistics import Difference, standard_error
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCalibration, BadCheckpoint, BadUsage
@@ -221,7 +221,7 @@ def _whole(subject: _Subject, name: str, length: int, whole: Sums, first: _First
         documents=len(subject.documents),
         tokens=int(whole.tokens.sum()),
         nll=nll,
-        ppl=math.exp(min(nll, 700)),
+        ppl=perplexity(nll),
         standard_error=_error(whole),
         within=None,
         beyond=None,
@@ -360,4 +360,6 @@ def evaluate(
         for row in found:
             observe(row)
             rows.append(row)
+        if not all(math.isfinite(row.nll) for row in rows if row.model == known.source):
+            say(f"note: {known.source} has a loss that is not a finite number; try --dtype float32")
     return tuple(rows)

@@ -396,7 +396,7 @@ def judge(request: Request, prepared: Prepared, found: Found, journal: Journal, 
     if few < FEW_HELD_OUT:
         worth = "" if round(few, 1) == len(task.held) else f", as good as {few:.3g} of equal length"
         notes.append(
-            f"the verdict rests on {len(task.held)} held-out documents{worth}: "
+            f"the verdict rests on {len(task.held)} held-out document{'s' * (len(task.held) > 1)}{worth}: "
             f"with fewer than {FEW_HELD_OUT} its interval is a rough one"
         )
     rows, differences, curves = validate(found.held_out, task.held, space, as_loaded(spec), task.finer, observer.say)

@@ -128,7 +128,10 @@ def extensible(checkpoint: Checkpoint, original_length: int | None) -> tuple[Lay
 
 
 def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -> tuple[float, int]:
-    """(factor, window length in tokens) from either of the two. Raises BadUsage for an extension of nothing."""
+    """(factor, window length in tokens) from either of the two.
+
+    Raises BadUsage for an extension of nothing, and for one to no whole number of tokens, which no converter writes.
+    """
     if (factor is None) == (target_length is None):
         raise BadUsage("give one of --factor and --target-length", hint="for example --factor 4")
     scale = factor if factor is not None else (target_length or 0) / spec.original_length
@@ -141,6 +144,12 @@ def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -
     length = round(scale * spec.original_length)
     if length == spec.original_length:
         raise BadUsage(f"a factor of {scale:g} adds no token to {length}", where="--factor")
+    if abs(length - scale * spec.original_length) > 1e-9 * length:
+        raise BadUsage(
+            f"{scale:g} times the original length {spec.original_length} is not a whole number of tokens",
+            where="--factor",
+            hint=f"use --target-length {length}",
+        )
     return scale, length
 
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp
+from math import exp, inf
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,15 @@ from ropecli.errors import NoResource
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
+LARGEST_EXPONENT = 709.0
+
 CHUNK_ENTRIES = 2**25
 """Logits held at once, in entries (tokens × vocabulary): 128 MiB as float32."""
+
+
+def perplexity(nll: float) -> float:
+    """exp of nats a token; infinite where no float holds it, NaN for NaN."""
+    return inf if nll > LARGEST_EXPONENT else exp(nll)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Score:
     @property
     def ppl(self) -> float:
         """Perplexity, exp(nll)."""
-        return exp(self.nll)
+        return perplexity(self.nll)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,9 @@ Report: TypeAlias = Annotated[
 Documents: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Use at most this many documents.")]
 Windows: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="Windows a document, at most. Default: as many as make about 24 windows in all."),
+    typer.Option(
+        min=1, help="Windows a document, at most. Default: as many as make about 24 of all documents in --data."
+    ),
 ]
 Device: TypeAlias = Annotated[
     str, typer.Option(help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL)

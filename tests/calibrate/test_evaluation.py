@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from calibrate import evaluation
 from calibrate.calibration import Calibration
@@ -20,6 +21,7 @@ from calibrate.evaluation import Request, Row, evaluate
 from calibrate.model import Settings, load, rotating_with
 from calibrate.objective import Point, Space, method
 from calibrate.statistics import paired_difference
+from ropecli import render
 from ropecli.cli import main
 from ropecli.errors import BadCalibration, BadCheckpoint, BadData, BadUsage
 from ropecli.frequencies import frequencies
@@ -400,6 +402,28 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in heading for word in ("method", "length", "ppl"))
     assert [line.split()[:2] for line in lines] == [["none", "256"], ["none", "512"], ["yarn", "256"], ["yarn", "512"]]
     assert "\x1b" not in table
+
+
+def test_a_loss_beyond_all_bounds_stays_in_its_column(
+    plain: tuple[Row, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No perplexity has more digits than say something, and one that no float holds is infinite."""
+    row = replace(plain[0], nll=5000.0, ppl=math.inf, within=20.0, beyond=math.nan, standard_error=None)
+    render.show_rows([row])
+    assert capsys.readouterr().out.splitlines()[2].split()[2:] == ["5000.0000", "inf", "4.852e+08", "nan"]
+
+
+def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
+    """The row has it, and a note says what may help."""
+    folder = Path(shutil.copytree(TINY, tmp_path / "broken"))
+    tensors = load_file(folder / "model.safetensors")
+    broken = {name: t * math.nan if "norm" in name else t for name, t in tensors.items()}
+    save_file(broken, folder / "model.safetensors", metadata={"format": "pt"})
+    told: list[str] = []
+    request = Request((str(TINY), str(folder)), TEXTS, (64,), windows=1, settings=FLOAT32)
+    found = evaluate(request, lambda _: None, say=told.append)
+    assert [math.isfinite(row.nll) for row in found] == [True, False]
+    assert told == [f"note: {folder} has a loss that is not a finite number; try --dtype float32"]
 
 
 def test_the_paired_difference_is_over_documents() -> None:

@@ -696,6 +696,7 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
         (["--factor", "nan"], "found --factor nan"),
         (["--factor", "inf"], "found --factor inf"),
         (["--factor", "1.001"], "adds no token"),
+        (["--factor", "1.7"], "--factor: 1.7 times the original length 256 is not a whole number of tokens"),
         (["--target-length", "256"], "found --target-length 256"),
         (["--target-length", "1k", "--factor", "4"], "one of --factor and --target-length"),
         ([], "one of --factor and --target-length"),

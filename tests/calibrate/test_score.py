@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from calibrate import score
 from calibrate.corpus import Document
 from calibrate.model import LoadedModel, Room, rotating_with
-from calibrate.score import Bands, Score, nats_by_band, token_nll, tokens_by_band, windows_at_once
+from calibrate.score import Bands, Score, nats_by_band, perplexity, token_nll, tokens_by_band, windows_at_once
 from ropecli.errors import NoResource
 from ropecli.frequencies import Frequencies
 
@@ -245,6 +245,15 @@ def test_scores_add_up_and_are_divided_once(a: Score, b: Score, c: Score) -> Non
     assert (a + b).nll == (a.nats + b.nats) / (a.tokens + b.tokens)
     if a.nll < 700:
         assert a.ppl == math.exp(a.nll)
+
+
+@pytest.mark.parametrize(
+    ("nll", "ppl"), [(1.0, math.e), (700.0, math.exp(700)), (800.0, math.inf), (math.inf, math.inf)]
+)
+def test_perplexity_is_the_exponential_or_infinite(nll: float, ppl: float) -> None:
+    """What no float holds is no large number that looks like one."""
+    assert perplexity(nll) == ppl
+    assert math.isnan(perplexity(math.nan))
 
 
 def test_a_mean_of_means_would_be_wrong() -> None:
