@@ -27,6 +27,9 @@ DTYPES = {
     "float64": torch.float64,
 }
 
+TOKENIZER_FILES = ("*token*", "*.model", "vocab*", "merges.txt", "*.tiktoken", "tekken.json")
+"""Of these a folder has at least one where its tokenizer can be loaded."""
+
 
 def bytes_of(dtype: str) -> int:
     """Of one number of a dtype by name."""
@@ -264,6 +267,11 @@ def _loading(source: str, settings: Settings) -> Iterator[None]:
 def load_tokenizer(source: str, settings: Settings) -> Tokenizer:
     """The tokenizer alone, without weights; `source` is as in `load`. Raises BadCheckpoint."""
     name, extra = _source(source)
+    folder = Path(name)
+    if folder.is_dir() and not extra and not any(found for kind in TOKENIZER_FILES for found in folder.glob(kind)):
+        raise BadCheckpoint(
+            "no tokenizer lies beside the weights", where=source, hint="copy tokenizer.json of the model there"
+        )
     with _loading(source, settings):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name, trust_remote_code=settings.trust_remote_code, **extra

@@ -72,7 +72,7 @@ def calibrate_command(
         str | None,
         typer.Option(metavar="RATE", help="--plan-only: operations a second that one process sustains, as 400T."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split into search and held-out documents.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split into search and held-out documents.")] = 0,
     text_field: options.TextField = "text",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Calibration file; without it, standard output.")

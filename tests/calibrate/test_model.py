@@ -447,7 +447,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "bad tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot load it"),
     "no tokenizer": (
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
-        "cannot load it",
+        "no tokenizer lies beside the weights",
     ),
     "bad config": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'), "not JSON"),
     "unknown type": (lambda folder: (folder / "config.json").write_text('{"model_type": "x"}'), "cannot load it"),

@@ -711,6 +711,7 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
         (["--factor", "2", "--dtype", "int3"], "unknown dtype"),
         (["--factor", "2", "--validation-fraction", "1.5"], "expected a fraction between 0 and 1"),
         (["--factor", "2", "--optimizer", "adam"], "--optimizer: unknown 'adam'"),
+        (["--factor", "2", "--seed", "-1"], "Invalid value for '--seed'"),
         (["--factor", "2", "--original-length", ""], "--original-length: expected a length"),
     ],
 )
