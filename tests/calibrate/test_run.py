@@ -121,7 +121,10 @@ def test_the_converted_checkpoint_gives_the_calibrated_loss(road: tuple[dict[str
     content, folder = road
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     loaded = LoadedModel(
-        None, lambda t: tokenizer(t, add_special_tokens=False, verbose=False).input_ids, None, torch.device("cpu")
+        None,
+        lambda t, _=None: tokenizer(t, add_special_tokens=False, verbose=False).input_ids,
+        None,
+        torch.device("cpu"),
     )
     documents = held_out(loaded, 1024)
     losses = plain_losses(folder, [window for document in documents for window in document.windows])
