@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ropecli.errors import BadCalibration, BadParameter, NoResource
+from ropecli.errors import BadCalibration, BadParameter
 from ropecli.frequencies import frequencies
 from ropecli.spec import LARGEST, Longrope, RopeSpec, Scaling, Yarn, scaling_to_json
 
@@ -408,18 +408,3 @@ class Calibration:
             "by_position": [curves.to_json() for curves in self.by_position],
             **(several if self.fits else {}),
         }
-
-
-def write_text_whole(text: str, path: Path) -> None:
-    """Write a small file so that it appears whole or not at all. The folder must exist. Raises NoResource."""
-    stage = path.with_name(f".{path.name}.partial")
-    try:
-        try:
-            stage.unlink(missing_ok=True)  # of a run that was killed, or a link that leads elsewhere
-            with stage.open("x", encoding="utf-8") as file:
-                file.write(text)
-            stage.replace(path)
-        finally:
-            stage.unlink(missing_ok=True)
-    except OSError as error:
-        raise NoResource(f"cannot be written ({error.strerror})", where=str(path)) from error

@@ -13,19 +13,26 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from math import inf
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, Protocol
 
 from ropecli.errors import BadData, BadUsage, NoResource
 
-Encode = Callable[[str], list[int]]
-"""Text → token ids, without any special token."""
+
+class Encode(Protocol):
+    """Text → token ids, without any special token: all of them, or at least the first `most`."""
+
+    def __call__(self, text: str, most: int | None = None, /) -> list[int]: ...  # noqa: D102
+
 
 TEXT_SUFFIXES = (".txt", ".md")
 ROW_SUFFIXES = (".jsonl", ".parquet")
 _BLOCK, _PARQUET = 2**20, b"PAR1"
 BLOCKS = 24
 """A lone text is cut into at most this many documents, and few documents give about this many windows in all."""
+PIECE, OVERLAP = 2**17, 2**11
+"""Characters of a text that are encoded at once, and how far a piece reaches into its neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ class Document:
 class Corpus:
     """Documents cut to one window length.
 
-    too_short  documents that were left out because they hold less than one window
+    too_short  documents that were left out because they hold less than one window of `longest` tokens, the longest
+               that the same texts are cut into
     repeated   documents that were left out because an earlier one has the same text: on both sides of the split they
                would let the search see what is held out
     blocks     whether a lone text was cut into blocks that stand for documents
@@ -68,6 +76,29 @@ class Corpus:
     too_short: int
     repeated: int
     blocks: bool
+    longest: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the text that the numbers rest on, in sentences."""
+        notes = []
+        if self.blocks:
+            notes.append(f"one text was cut into {len(self.documents)} contiguous blocks that count as documents")
+        if self.too_short:
+            notes.append(
+                f"{_counted(self.too_short, 'is', 'are')} shorter than one window of {self.longest} tokens and "
+                f"{'was' if self.too_short == 1 else 'were'} left out"
+            )
+        if self.repeated:
+            notes.append(
+                f"{_counted(self.repeated, 'has', 'have')} the same text as an earlier one and "
+                f"{'was' if self.repeated == 1 else 'were'} left out"
+            )
+        return tuple(notes)
+
+
+def _counted(documents: int, one: str, more: str) -> str:
+    return f"1 document {one}" if documents == 1 else f"{documents} documents {more}"
 
 
 def _decode(path: str, data: bytes) -> str:
@@ -91,13 +122,16 @@ def _jsonl_rows(path: str, text: str, field: str) -> Iterator[Text]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise BadData("expected one JSON object a line", where=where, hint="see https://jsonlines.org") from error
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            keys = ", ".join(list(row)[:8]) if isinstance(row, dict) else type(row).__name__
+        if not isinstance(row, dict) or field not in row:
+            keys = (", ".join(list(row)[:8]) or "no key") if isinstance(row, dict) else type(row).__name__
             raise BadData(
                 f"expected an object with text in {field!r}, found {keys}",
                 where=where,
                 hint="name it with --text-field",
             )
+        if not isinstance(row[field], str):
+            found = "null" if row[field] is None else type(row[field]).__name__
+            raise BadData(f"expected text, found {found}", where=f"{where}: {field}")
         if any("\ud800" <= character <= "\udfff" for character in row[field]):
             raise BadData("half of a surrogate pair, which is no character", where=f"{where}: {field}")
         yield Text(f"{path}:{number}", row[field])
@@ -177,8 +211,10 @@ def _files(given: str) -> list[Path]:
 def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Text], list[Source]]:
     """Every document of the given files, folders and "-" (standard input), in order; and what each file was.
 
-    Raises BadData for anything that cannot be read as text.
+    Raises BadData for anything that cannot be read as text, BadUsage for standard input given twice.
     """
+    if paths.count("-") > 1:
+        raise BadUsage("standard input can be read only once", where="--data", hint="give - once")
     texts: list[Text] = []
     sources: list[Source] = []
     for given in paths:
@@ -200,6 +236,87 @@ def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Tex
     if not any(text.text.strip() for text in texts):
         raise BadData("empty, expected text", where=", ".join(paths))
     return texts, sources
+
+
+class Encoded(NamedTuple):
+    """A piece of text as tokens.
+
+    ids     token ids
+    words   for each token the number of the word that it is a part of, whose end no token reaches across
+    starts  for each token the character of the piece that it starts at
+    """
+
+    ids: list[int]
+    words: list[int | None]
+    starts: list[int]
+
+
+def encoded_in_pieces(
+    whole: Callable[[str], list[int]], piece_of: Callable[[str], Encoded], text: str, most: int | None = None
+) -> list[int]:
+    """The tokens that `whole` gives for a text, at least the first `most` of them, with the memory of a piece.
+
+    A piece reaches into its neighbours by `OVERLAP` characters on either side. Two are joined where both have the start
+    of a word, and only if they agree on every token of half the overlap around: what splits a text into words goes
+    from left to right, so from there on the whole text has the same words. Where there is no such place, or the
+    tokenizer knows no words, the text is encoded at once.
+    """
+    if len(text) <= PIECE + OVERLAP:
+        return whole(text)
+    found: list[int] = []
+    left, first = piece_of(text[: PIECE + OVERLAP]), 0
+    for middle in range(PIECE, len(text) - OVERLAP, PIECE):
+        begin = middle - OVERLAP
+        right = piece_of(text[begin : middle + PIECE + OVERLAP])
+        joint = _joint(left, right, begin - max(middle - PIECE - OVERLAP, 0))
+        if joint is None:
+            return whole(text)
+        found += left.ids[first : joint[0]]
+        if most is not None and len(found) >= most:
+            return found
+        left, first = right, joint[1]
+    return found + left.ids[first:]
+
+
+def _joint(left: Encoded, right: Encoded, shift: int) -> tuple[int, int] | None:
+    """(token of `left`, token of `right`) that start the same word, in the middle half of what both hold.
+
+    shift  characters from the start of `left` to that of `right`
+    None where they do not agree on all tokens from there to the last such place in that half.
+    """
+    reach = range(OVERLAP // 2, 3 * OVERLAP // 2)
+    ours = _word_starts(left, shift)
+    both = [(ours[start], token) for start, token in _word_starts(right, 0).items() if start in ours and start in reach]
+    if len(both) < 2:
+        return None
+    (left_first, right_first), (left_last, right_last) = both[0], both[-1]
+    far_enough = right.starts[right_last] - right.starts[right_first] >= OVERLAP // 2
+    if not far_enough or left.ids[left_first:left_last] != right.ids[right_first:right_last]:
+        return None
+    return left_first, right_first
+
+
+def _word_starts(piece: Encoded, shift: int) -> dict[int, int]:
+    """Character, counted from `shift`, → the token that starts a word there; ascending."""
+    numbered = enumerate(zip(piece.words, piece.starts, strict=True))
+    return {
+        start - shift: token
+        for token, (word, start) in numbered
+        if token > 0 and word is not None and word != piece.words[token - 1]
+    }
+
+
+def remembering(encode: Encode) -> Encode:
+    """The same, which encodes no text again unless more of it is asked for."""
+    known: dict[str, tuple[float, list[int]]] = {}
+
+    def encoded(text: str, most: int | None = None, /) -> list[int]:
+        wanted = inf if most is None else most
+        if text not in known or known[text][0] < wanted:
+            known[text] = wanted, encode(text, most)
+        return known[text][1]
+
+    return encoded
 
 
 def _cut(ids: list[int], body: int, most: int) -> list[list[int]]:
@@ -235,14 +352,20 @@ def tokenize(
     distinct: dict[str, str] = {}
     for text in texts:
         distinct.setdefault(text.text, text.name)
-    encoded = [(name, encode(text)) for text, name in distinct.items()]
-    long_enough = [(name, ids) for name, ids in encoded if len(ids) >= whole]
+    # of several texts only the windows that are asked for; a lone one is cut all along
+    asked = windows or -(-BLOCKS // len(distinct))
+    most_needed = None if len(distinct) == 1 else max(whole, body * asked)
+    encoded = {text: encode(text, most_needed) for text in distinct}
+    long_enough = [(distinct[text], ids) for text, ids in encoded.items() if len(ids) >= whole]
+    if most_needed is not None and windows is None and 0 < len(long_enough) < len(encoded):
+        most_needed = max(whole, body * -(-BLOCKS // len(long_enough)))
+        long_enough = [(distinct[text], encode(text, most_needed)) for text in encoded if len(encoded[text]) >= whole]
     if not long_enough:
-        most_tokens = max((len(ids) for _, ids in encoded), default=0)
+        most_tokens = max(map(len, encoded.values()), default=0)
         raise BadData(
             f"no document has the {whole + len(front)} tokens of one window; the longest of {len(encoded)} has "
             f"{most_tokens}",
-            hint="give longer documents, or a smaller --factor or --target-length",
+            hint="give longer documents, or a smaller --factor, --target-length or --lengths",
         )
     lone = len(encoded) == 1 and len(long_enough[0][1]) >= 2 * whole
     if lone:
@@ -257,7 +380,8 @@ def tokenize(
     documents = tuple(
         Document(name, tuple(tuple(front + window) for window in _cut(ids, body, most))) for name, ids in parts
     )
-    return Corpus(documents, length, len(encoded) - len(long_enough), len(texts) - len(encoded), lone)
+    repeated = len(texts) - len(encoded)
+    return Corpus(documents, length, len(encoded) - len(long_enough), repeated, lone, whole + len(front))
 
 
 def split(

@@ -7,12 +7,22 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from calibrate.calibration import calibration_text, read_calibration
-from calibrate.corpus import Document, Source, Text, read_texts, tokenize
-from calibrate.model import LoadedModel, Settings, as_loaded, load, rotating_with
+from calibrate.corpus import Corpus, Document, Source, Text, read_texts, tokenize
+from calibrate.model import (
+    LoadedModel,
+    Room,
+    Settings,
+    Tokenizer,
+    as_loaded,
+    check_settings,
+    load,
+    load_tokenizer,
+    rotating_with,
+)
 from calibrate.objective import method
 from calibrate.protocols import FULL, SLIDING, YARN, Sums, check_protocol, default_stride, measure
-from calibrate.run import extensible
-from calibrate.score import Bands, Counts, Floats, nats_by_band, tokens_by_band
+from calibrate.run import check_windows, extensible, loaded_by
+from calibrate.score import Bands, Counts, Floats, nats_by_band, perplexity, tokens_by_band
 from calibrate.statistics import Difference, standard_error
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import BadCalibration, BadCheckpoint, BadUsage
@@ -21,6 +31,9 @@ from ropecli.spec import Dynamic, RopeSpec
 
 AS_IS = "config"
 """The checkpoint's own rotary embedding, as transformers reads it from the config."""
+
+METHODS = ("none", "linear", "ntk", "dynamic", "ntk-by-parts", "yarn")
+"""Methods of extension by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +114,14 @@ def _calibrated(path: str, spec: RopeSpec) -> RopeSpec:
 def _spec_of(name: str, plain: RopeSpec, factor: float, length: int) -> RopeSpec:
     if name == "dynamic":
         return replace(plain, scaling=Dynamic(1.0), max_length=max(length, plain.original_length))
-    return _calibrated(name, plain) if name.endswith(".json") else method(name, plain, factor)
+    if name.endswith(".json"):
+        return _calibrated(name, plain)
+    if name not in METHODS:
+        known = ", ".join((AS_IS, *METHODS))
+        raise BadUsage(
+            f"unknown method {name!r}", where="--methods", hint=f"known: {known}, or a calibration FILE.json"
+        )
+    return method(name, plain, factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +221,7 @@ def _whole(subject: _Subject, name: str, length: int, whole: Sums, first: _First
         documents=len(subject.documents),
         tokens=int(whole.tokens.sum()),
         nll=nll,
-        ppl=math.exp(min(nll, 700)),
+        ppl=perplexity(nll),
         standard_error=_error(whole),
         within=None,
         beyond=None,
@@ -261,33 +281,61 @@ def wanted_lengths(request: Request, checkpoint: Checkpoint) -> tuple[tuple[int,
     return lengths, original
 
 
-def _subject(request: Request, source: str, lengths: tuple[int, ...], original: int, texts: Sequence[Text]) -> _Subject:
-    loaded = load(source, request.settings)
-    windows, bos, longest = request.windows, loaded.bos, lengths[-1]
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What is known of a checkpoint before any weight is read; `name` is what it is loaded by."""
+
+    source: str
+    name: str
+    lengths: tuple[int, ...]
+    original_length: int
+    methods: tuple[Method, ...]
+    tokenizer: Tokenizer
+    corpus: Corpus
+
+
+def _surveyed(request: Request, source: str, texts: Sequence[Text]) -> _Survey:
+    checkpoint = read_checkpoint(source)
+    lengths, original = wanted_lengths(request, checkpoint)
+    check_protocol(request.protocol, request.stride, lengths)
+    methods = wanted_methods(request, checkpoint, lengths[-1])
+    name = loaded_by(checkpoint)
+    tokenizer = load_tokenizer(name, request.settings)
+    windows, bos = request.windows, tokenizer.bos
     if request.protocol != FULL:
         # the pieces of these protocols put the token in front themselves, and one window is nothing to slide over
         bos = None
         slides = request.protocol == SLIDING or (request.protocol == YARN and request.stride is not None)
         windows = windows or (2 if slides else None)
-    corpus = tokenize(texts, loaded.encode, longest, bos=bos, windows=windows)
-    loaded.ranks.check_same(corpus.documents, "the windows")
+    corpus = tokenize(texts, tokenizer.encode, lengths[-1], bos=bos, windows=windows)
+    return _Survey(source, name, lengths, original, tuple(methods), tokenizer, corpus)
+
+
+def _subject(request: Request, known: _Survey, say: Callable[[str], object]) -> _Subject:
+    loaded = replace(load(known.name, request.settings, known.tokenizer), room=Room(say))
+    check_windows(loaded, known.corpus.documents, known.source)
+    loaded.ranks.check_same(known.corpus.documents, "the windows")
+    longest = known.lengths[-1]
     step = request.window or max(longest // 64, 16)
     bins = (1, *range(step if step > 1 else 2, longest, step), longest) if request.by_position else ()
-    return _Subject(source, loaded, corpus.documents[: request.documents], lengths, original, bins)
+    documents = known.corpus.documents[: request.documents]
+    return _Subject(known.source, loaded, documents, known.lengths, known.original_length, bins)
 
 
 def evaluate(
     request: Request,
     observe: Callable[[Row], None],
     read: Callable[[Sequence[Source]], None] = lambda _: None,
+    say: Callable[[str], object] = str,
 ) -> tuple[Row, ...]:
     """One row a (checkpoint, method, length), in the order asked for; `observe` is told each as it is known.
 
-    `read` is told the data files once they are read.
+    `read` is told the data files once they are read, `say` what a reader of the numbers should know.
 
     The factor of the methods is `--factor`, or the longest length divided by the original one: every length is measured
     at the factor that would be served. `dynamic` is the exception, its scale is each length divided by the original.
     """
+    check_settings(request.settings)
     check_protocol(request.protocol, request.stride, sorted(request.lengths) or (2**40,))
     if request.by_position and request.protocol != FULL:
         raise BadUsage(
@@ -299,18 +347,19 @@ def evaluate(
     read(sources)
     first: _First = {}
     rows: list[Row] = []
-    for source in request.sources:
-        checkpoint = read_checkpoint(source)
-        lengths, original = wanted_lengths(request, checkpoint)
-        check_protocol(request.protocol, request.stride, lengths)
-        methods = wanted_methods(request, checkpoint, lengths[-1])
-        subject = _subject(request, source, lengths, original, texts)
+    surveys = [_surveyed(request, source, texts) for source in request.sources]
+    for note in dict.fromkeys(note for known in surveys for note in known.corpus.notes):
+        say(f"note: {note}")
+    for known in surveys:
+        subject = _subject(request, known, say)
         found = (
-            _rows(subject, methods, first)
+            _rows(subject, known.methods, first)
             if request.protocol == FULL
-            else _protocol_rows(subject, methods, request, first)
+            else _protocol_rows(subject, known.methods, request, first)
         )
         for row in found:
             observe(row)
             rows.append(row)
+        if not all(math.isfinite(row.nll) for row in rows if row.model == known.source):
+            say(f"note: {known.source} has a loss that is not a finite number; try --dtype float32")
     return tuple(rows)

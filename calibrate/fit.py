@@ -42,6 +42,8 @@ GRADIENT_COST = 3
 
 STOPPED = "the search for divisors was stopped before it ended; this is the best it had seen"
 
+MEMORY_STEP = 2**26
+
 POSITION_BINS = 64
 """Bins of the held-out loss by position."""
 
@@ -158,21 +160,20 @@ def once(nats_of: NatsOf) -> NatsOf:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    """Peak memory in bytes: of the GPU where there is one, else of this process.
+
+    Rounded up to `MEMORY_STEP`: what the system adds differs from run to run, and the same run gives the same file.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        found = int(torch.cuda.max_memory_allocated(device))
+    else:
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return -(-found // MEMORY_STEP) * MEMORY_STEP
 
 
 def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, complete: bool) -> tuple[str, ...]:
-    notes = []
-    if corpus.blocks:
-        notes.append(f"one text was cut into {len(corpus.documents)} contiguous blocks that count as documents")
-    if corpus.too_short:
-        notes.append(
-            f"{corpus.too_short} documents are shorter than one window of {corpus.length} tokens and were left out"
-        )
+    notes = list(corpus.notes)
     if loaded.dequantised:
         notes.append(
             f"the GGUF was de-quantised to {loaded.dtype} by transformers: losses are those of its weights, "
@@ -180,8 +181,6 @@ def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, comp
         )
     if loaded.bos is not None:
         notes.append("every window starts with the tokenizer's beginning-of-sequence token")
-    if corpus.repeated:
-        notes.append(f"{corpus.repeated} documents have the same text as an earlier one and were left out")
     bounds = space.on_bounds(point)
     if bounds and point != space.default:
         notes.append(f"the best lies on the bound of the search for {', '.join(bounds)}")
@@ -397,7 +396,7 @@ def judge(request: Request, prepared: Prepared, found: Found, journal: Journal, 
     if few < FEW_HELD_OUT:
         worth = "" if round(few, 1) == len(task.held) else f", as good as {few:.3g} of equal length"
         notes.append(
-            f"the verdict rests on {len(task.held)} held-out documents{worth}: "
+            f"the verdict rests on {len(task.held)} held-out document{'s' * (len(task.held) > 1)}{worth}: "
             f"with fewer than {FEW_HELD_OUT} its interval is a rough one"
         )
     rows, differences, curves = validate(found.held_out, task.held, space, as_loaded(spec), task.finer, observer.say)

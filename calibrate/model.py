@@ -3,7 +3,7 @@
 import contextlib
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.distributed import DistributedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from calibrate import attention, parallel
+from calibrate.corpus import Encode, Encoded, encoded_in_pieces
 from calibrate.cost import AttentionKind, Shape
 from ropecli.checkpoint import read_json, tensor_headers
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
@@ -25,6 +26,9 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+TOKENIZER_FILES = ("*token*", "*.model", "vocab*", "merges.txt", "*.tiktoken", "tekken.json")
+"""Of these a folder has at least one where its tokenizer can be loaded."""
 
 
 def bytes_of(dtype: str) -> int:
@@ -51,8 +55,30 @@ class Settings:
 class Tokenizer:
     """Text → token ids without any special token, and the BOS token where the tokenizer puts one in front."""
 
-    encode: Callable[[str], list[int]]
+    encode: Encode
     bos: int | None
+
+
+@dataclass(slots=True)
+class Room:
+    """What was learnt of the memory when it ran out.
+
+    tell    is told of it once, in a line
+    tokens  the most that are scored at once from then on; None as long as it has not run out
+    """
+
+    tell: Callable[[str], object] = str
+    tokens: int | None = None
+
+    def ran_out(self, windows: int, length: int) -> int:
+        """How many windows to try next where so many of `length` tokens each were too many; at least two were."""
+        if self.tokens is None:
+            self.tell(
+                f"out of memory with {windows} windows of {length} tokens at once: goes on with fewer; "
+                "--dtype bfloat16, shorter windows or --device-map auto make room"
+            )
+        self.tokens = windows // 2 * length
+        return windows // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +88,17 @@ class LoadedModel:
     dequantised  whether it comes from a GGUF, whose weights transformers turns into plain floats on loading
     ranks  the processes that share the windows
     float32_attention  whether long windows are scored with `attention.in_float32`
+    room  what was learnt of the memory
     """
 
     model: Any
-    encode: Callable[[str], list[int]]
+    encode: Encode
     bos: int | None
     device: torch.device
     ranks: parallel.Ranks = parallel.ALONE
     dequantised: bool = False
     float32_attention: bool = False
+    room: Room = field(default_factory=Room)
 
     @property
     def dtype(self) -> str:
@@ -203,6 +231,20 @@ def _refuse_shares(source: str, config: Any, device: torch.device, ranks: parall
         raise BadUsage(f"tensor parallelism uses the GPUs here, not {device}", where="--device", hint="--device auto")
 
 
+def _kind(name: str, extra: Mapping[str, Any]) -> Any:
+    """transformers' loader for the architecture of a checkpoint."""
+    if "gguf_file" in extra:
+        return transformers.AutoModelForCausalLM
+    return _kind_of(transformers.AutoConfig.from_pretrained(name, **extra))
+
+
+def _kind_of(config: Any) -> Any:
+    """Models of text, or those that see images too where there is no other: without images they are models of text."""
+    sees = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    only = sees and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForImageTextToText if only else transformers.AutoModelForCausalLM
+
+
 @contextlib.contextmanager
 def _loading(source: str, settings: Settings) -> Iterator[None]:
     """Make one line of whatever transformers raises."""
@@ -215,6 +257,8 @@ def _loading(source: str, settings: Settings) -> Iterator[None]:
         if is_out_of_memory(error):
             raise NoResource("the model does not fit in memory", where=source, hint="try --dtype bfloat16") from error
         line = str(error).strip().partition("\n")[0]
+        if isinstance(error, ImportError) and settings.attn_implementation:
+            raise NoResource(line, where="--attn-implementation", hint="install it, or try sdpa or eager") from error
         for option, value in (
             ("--attn-implementation", settings.attn_implementation),
             ("--device-map", settings.device_map),
@@ -231,13 +275,25 @@ def _loading(source: str, settings: Settings) -> Iterator[None]:
 def load_tokenizer(source: str, settings: Settings) -> Tokenizer:
     """The tokenizer alone, without weights; `source` is as in `load`. Raises BadCheckpoint."""
     name, extra = _source(source)
+    folder = Path(name)
+    if folder.is_dir() and not extra and not any(found for kind in TOKENIZER_FILES for found in folder.glob(kind)):
+        raise BadCheckpoint(
+            "no tokenizer lies beside the weights", where=source, hint="copy tokenizer.json of the model there"
+        )
     with _loading(source, settings):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name, trust_remote_code=settings.trust_remote_code, **extra
         )
 
-        def encode(text: str) -> list[int]:
+        def whole(text: str) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+        def piece(text: str) -> Encoded:
+            (found,) = tokenizer(text, add_special_tokens=False, verbose=False).encodings
+            return Encoded(found.ids, found.word_ids, [start for start, _ in found.offsets])
+
+        def encode(text: str, most: int | None = None) -> list[int]:
+            return encoded_in_pieces(whole, piece, text, most) if tokenizer.is_fast else whole(text)
 
         with_specials = tokenizer("a", verbose=False).input_ids
     opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id
@@ -273,7 +329,7 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
         if ranks.tensor > 1:
             _refuse_shares(source, transformers.AutoConfig.from_pretrained(name, **extra), device, ranks)
             options["distributed_config"] = DistributedConfig(tp_size=ranks.tensor)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = _kind(name, extra).from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
         if settings.device_map is None and ranks.tensor == 1:
@@ -284,8 +340,8 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     model.eval().requires_grad_(False)
     rows = int(model.get_input_embeddings().num_embeddings)
 
-    def encode(text: str) -> list[int]:
-        return refuse_unknown(tokenizer.encode(text), rows, source)
+    def encode(text: str, most: int | None = None) -> list[int]:
+        return refuse_unknown(tokenizer.encode(text, most), rows, source)
 
     float32_attention = settings.attn_implementation is None and _prefers_float32_attention(model, device)
     return LoadedModel(model, encode, tokenizer.bos, device, ranks, "gguf_file" in extra, float32_attention)
@@ -384,7 +440,7 @@ def without_weights(source: str, settings: Settings) -> tuple[Shape, str]:
     with _loading(source, settings):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=settings.trust_remote_code, **extra)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+            model = _kind_of(config).from_config(config, trust_remote_code=settings.trust_remote_code)
         own = str(getattr(config.get_text_config(), "dtype", None) or config.dtype or "float32")
         return shape_of(model), own.removeprefix("torch.") if settings.dtype == "auto" else settings.dtype
 

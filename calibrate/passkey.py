@@ -16,7 +16,8 @@ import torch
 from scipy import stats
 
 from calibrate.evaluation import Method, Request, wanted_lengths, wanted_methods
-from calibrate.model import LoadedModel, attending, is_out_of_memory, load, rotating_with
+from calibrate.model import LoadedModel, attending, check_settings, is_out_of_memory, load, rotating_with
+from calibrate.run import loaded_by
 from calibrate.statistics import standard_error
 from ropecli.checkpoint import read_checkpoint
 from ropecli.errors import BadUsage, NoResource
@@ -174,12 +175,15 @@ def retrieve(request: Request, trials: int, observe: Callable[[PasskeyRow], None
 
     The factor of the methods is that of `calibrate.evaluation.evaluate`.
     """
-    rows: list[PasskeyRow] = []
+    check_settings(request.settings)
+    surveys = []
     for source in request.sources:
         checkpoint = read_checkpoint(source)
         lengths, _ = wanted_lengths(request, checkpoint)
-        methods = wanted_methods(request, checkpoint, lengths[-1])
-        loaded = load(source, request.settings)
+        surveys.append((source, loaded_by(checkpoint), lengths, wanted_methods(request, checkpoint, lengths[-1])))
+    rows: list[PasskeyRow] = []
+    for source, name, lengths, methods in surveys:
+        loaded = load(name, request.settings)
         asked = {
             length: [(depth, list(questions(loaded, length, depth, trials))) for depth in DEPTHS] for length in lengths
         }

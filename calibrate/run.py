@@ -4,7 +4,6 @@ Several factors share the model, the text and the budget; each has its own windo
 attention factors that the searches found give the law m(s) = a·ln s + b.
 """
 
-import functools
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import torch
 
 from calibrate import search
 from calibrate.calibration import YARN_LAW, Calibration, Fit, Law, rope_to_json
-from calibrate.corpus import Document, Source, read_texts, split, tokenize
+from calibrate.corpus import Document, Source, read_texts, remembering, split, tokenize
 from calibrate.fit import (
     POSITION_BINS,
     Found,
@@ -43,6 +42,7 @@ from calibrate.statistics import Difference, fitted_line
 from calibrate.trials import Budget, SearchStopped
 from ropecli.checkpoint import Checkpoint, read_checkpoint, scales_scores
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
+from ropecli.folding import folded_factors
 from ropecli.frequencies import frequencies
 from ropecli.spec import LARGEST, LayerRope, Plain, RopeSpec
 
@@ -53,12 +53,47 @@ PROBE_TOKENS = 512
 REPLACEABLE = ("default", "linear", "ntk", "dynamic", "yarn")
 
 
+def loaded_by(checkpoint: Checkpoint) -> str:
+    """What the model is loaded by: the folder with the weights, a GGUF file, or the Hub id as it was typed.
+
+    Raises BadUsage for a config without weights and BadCheckpoint for what transformers does not load.
+    """
+    path, config = checkpoint.path, checkpoint.config_path
+    if path is None or config is None:
+        raise BadUsage("a config alone has no weights", where=checkpoint.source, hint="name the checkpoint's folder")
+    if checkpoint.format in ("mistral", "meta"):
+        raise BadCheckpoint(
+            f"the {checkpoint.format.capitalize()} format, which transformers does not load",
+            where=str(config),
+            hint="convert the weights to the Hugging Face format first",
+        )
+    # a Hub id's path is a cache folder that may hold the config alone
+    named = Path(checkpoint.source)
+    if not named.exists():
+        return checkpoint.source
+    if named not in (path, path.parent):
+        raise BadCheckpoint(
+            "an adapter, which is not measured without its base",
+            where=checkpoint.source,
+            hint="merge it into its base (merge_and_unload of peft) and save that",
+        )
+    if path.is_dir() or checkpoint.format == "gguf":
+        return str(path)
+    if config.name != "config.json":
+        raise BadUsage(
+            f"expected the config.json beside the weights, found {config.name}",
+            where=checkpoint.source,
+            hint="name the checkpoint's folder",
+        )
+    return str(path.parent)
+
+
 def extensible(checkpoint: Checkpoint, original_length: int | None) -> tuple[LayerRope, RopeSpec]:
     """The layers whose embedding is extended, and that embedding without scaling.
 
     Layers that attend within a sliding window keep theirs. Raises Inconclusive where there is nothing to extend, and
     BadCheckpoint where the checkpoint was trained with a scaling of its own that would be lost, or with one that does
-    more than rotate (DeepSeek).
+    more than rotate (DeepSeek), and where the weights hold a temperature already.
     """
     if not checkpoint.ropes:
         raise Inconclusive(
@@ -80,12 +115,23 @@ def extensible(checkpoint: Checkpoint, original_length: int | None) -> tuple[Lay
             where=checkpoint.source,
             hint="calibrate the checkpoint from before the extension",
         )
+    held = folded_factors(checkpoint.config, checkpoint.source).get(rope.name, 1.0)
+    if held != 1:
+        raise BadCheckpoint(
+            f"the query and key weights hold an attention factor of {held:g} already, and another one would come on "
+            "top of it",
+            where=checkpoint.source,
+            hint="take the checkpoint from before the folding; evaluate without --methods measures this one as it is",
+        )
     length = original_length or rope.spec.original_length
     return rope, replace(rope.spec, scaling=Plain(), original_length=length, max_length=length)
 
 
 def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -> tuple[float, int]:
-    """(factor, window length in tokens) from either of the two. Raises BadUsage for an extension of nothing."""
+    """(factor, window length in tokens) from either of the two.
+
+    Raises BadUsage for an extension of nothing, and for one to no whole number of tokens, which no converter writes.
+    """
     if (factor is None) == (target_length is None):
         raise BadUsage("give one of --factor and --target-length", hint="for example --factor 4")
     scale = factor if factor is not None else (target_length or 0) / spec.original_length
@@ -98,6 +144,12 @@ def extension(spec: RopeSpec, factor: float | None, target_length: int | None) -
     length = round(scale * spec.original_length)
     if length == spec.original_length:
         raise BadUsage(f"a factor of {scale:g} adds no token to {length}", where="--factor")
+    if abs(length - scale * spec.original_length) > 1e-9 * length:
+        raise BadUsage(
+            f"{scale:g} times the original length {spec.original_length} is not a whole number of tokens",
+            where="--factor",
+            hint=f"use --target-length {length}",
+        )
     return scale, length
 
 
@@ -160,15 +212,13 @@ def survey(request: Request) -> Survey:
     check_settings(request.settings)
     objective = Objective.parse(request.objective, request.guard)
     checkpoint = read_checkpoint(request.source)
+    name = loaded_by(checkpoint)
     rope, plain = extensible(checkpoint, request.original_length)
     wanted = [(Space(plain, factor), length) for factor, length in extensions(request, plain)]
     bands = [objective.bands(plain.original_length, length) for _, length in wanted]
     texts, sources = read_texts(request.data, request.text_field)
-    # a Hub id's path is a cache folder that may hold the config alone
-    is_local = checkpoint.path is not None and Path(request.source).exists()
-    name = str(checkpoint.path) if is_local else request.source
     tokenizer = load_tokenizer(name, request.settings)
-    encode = functools.cache(tokenizer.encode)
+    encode = remembering(tokenizer.encode)
     tasks = []
     for (space, length), edges in zip(wanted, bands, strict=True):
         corpus = tokenize(texts, encode, length, bos=tokenizer.bos, windows=request.windows, longest=wanted[0][1])
@@ -177,14 +227,19 @@ def survey(request: Request) -> Survey:
     return Survey(checkpoint, name, rope.name, plain, tokenizer, tuple(sources), objective, tuple(tasks))
 
 
+def check_windows(loaded: LoadedModel, documents: Sequence[Document], source: str) -> None:
+    """Whether the model has an embedding for every token of the windows. Raises BadCheckpoint."""
+    rows = int(loaded.model.get_input_embeddings().num_embeddings)
+    for document in documents:
+        for window in document.windows:
+            refuse_unknown(list(window), rows, source)
+
+
 def prepare(request: Request) -> Prepared:
     """Survey the text, then load the model once for every factor."""
     known = survey(request)
     loaded = load(known.name, request.settings, known.tokenizer)
-    rows = int(loaded.model.get_input_embeddings().num_embeddings)
-    for document in known.tasks[0].corpus.documents:
-        for window in document.windows:
-            refuse_unknown(list(window), rows, request.source)
+    check_windows(loaded, known.tasks[0].corpus.documents, request.source)
     return Prepared(known.checkpoint, known.layer, known.plain, loaded, known.sources, known.objective, known.tasks)
 
 
@@ -269,6 +324,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     budget = Budget(request.max_evals, request.time_limit)
     prepared = prepare(request)
     loaded, tasks = prepared.loaded, prepared.tasks
+    loaded.room.tell = observer.say
     for task in tasks:
         observer.say(f"{task.plan}; {picked(loaded, task.length)}")
     loaded.ranks.check_same([(task.found, task.held) for task in tasks], "the windows")

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp
+from math import exp, inf
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,15 @@ from ropecli.errors import NoResource
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
+LARGEST_EXPONENT = 709.0
+
 CHUNK_ENTRIES = 2**25
 """Logits held at once, in entries (tokens × vocabulary): 128 MiB as float32."""
+
+
+def perplexity(nll: float) -> float:
+    """exp of nats a token; infinite where no float holds it, NaN for NaN."""
+    return inf if nll > LARGEST_EXPONENT else exp(nll)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Score:
     @property
     def ppl(self) -> float:
         """Perplexity, exp(nll)."""
-        return exp(self.nll)
+        return perplexity(self.nll)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +174,16 @@ def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Band
     rows = [(index, window) for index, document in enumerate(documents) for window in document.windows]
     mine = loaded.ranks.mine(len(rows))
     by_row = np.zeros((len(rows), len(bands.widths)))
-    batch = windows_at_once(bands.edges[-1], loaded.device)
+    length, room = bands.edges[-1], loaded.room
+    batch = windows_at_once(length, loaded.device)
+    if room.tokens is not None:
+        batch = min(batch, max(room.tokens // length, 1))
     start = mine.start
     while start < mine.stop:
         chosen = rows[start : min(start + batch, mine.stop)]
         try:
             with torch.no_grad(), attending(loaded):
-                ids = torch.tensor([window[: bands.edges[-1]] for _, window in chosen], device=loaded.device)
+                ids = torch.tensor([window[:length] for _, window in chosen], device=loaded.device)
                 losses = token_nll(loaded.model, ids).cpu().double().numpy()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -181,10 +191,10 @@ def nats_by_band(loaded: LoadedModel, documents: Sequence[Document], bands: Band
             # ranks that hold one model between them must go on in step
             if len(chosen) == 1 or loaded.ranks.tensor > 1:
                 raise NoResource(
-                    f"out of memory on one window of {bands.edges[-1]} tokens",
+                    f"out of memory on one window of {length} tokens",
                     hint="try --dtype bfloat16, a smaller --target-length, or --device-map auto",
                 ) from error
-            batch = len(chosen) // 2
+            batch = room.ran_out(len(chosen), length)
             continue
         for offset, row in enumerate(losses):
             by_row[start + offset] = [row[low - 1 : high - 1].sum() for low, high in bands.spans]

@@ -41,8 +41,7 @@ class Sharing:
         low, high, _ = self.founds[0].point
         if self.difference is None:
             return f"the search found the same corners, {low:g} and {high:g}, for every factor"
-        gain = self.difference
-        span = f"{gain.delta:+.4f} nats a token, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}"
+        span = self.difference.in_words
         if self.supported:
             return f"every factor has the corners {low:g} and {high:g}: own ones are not proved better ({span})"
         return (

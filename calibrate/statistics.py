@@ -30,6 +30,12 @@ class Difference:
     interval: Literal["t", "bootstrap"] = "t"
 
     @property
+    def in_words(self) -> str:
+        """The difference with its interval, for a sentence."""
+        known = f"95 % interval {self.low:+.4f} to {self.high:+.4f}"
+        return f"{self.delta:+.4f} nats a token, {known if math.isfinite(self.low) else 'without an interval'}"
+
+    @property
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero."""
         return self.low > 0 or self.high < 0

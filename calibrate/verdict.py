@@ -1,6 +1,5 @@
 """What a search is worth: losses on held-out documents, paired by document, and the decision."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ from calibrate.calibration import ByPosition, Validation
 from calibrate.corpus import Document
 from calibrate.model import as_loaded
 from calibrate.objective import Objective, Space, method
-from calibrate.score import Bands, Counts, Floats, tokens_by_band
+from calibrate.score import Bands, Counts, Floats, perplexity, tokens_by_band
 from calibrate.statistics import Difference, effective_documents, paired_difference, standard_error
 from calibrate.trials import NatsOf
 from ropecli.frequencies import Frequencies
@@ -66,8 +65,8 @@ def validate(
                 nll,
                 difference.delta,
                 (difference.low, difference.high),
-                math.exp(min(default_nll, 700)),
-                math.exp(min(nll, 700)),
+                perplexity(default_nll),
+                perplexity(nll),
                 baselines,
                 round(effective_documents(tokens), 3),
                 difference.interval,
@@ -112,7 +111,7 @@ def finer_if_proved(
     target, _ = objective.columns(bands, yarn.original_length)
     after, before = (nats_of(as_loaded(spec), documents)[:, target].sum(axis=1) for spec in (finer, yarn))
     gain = paired_difference(after, before, tokens_by_band(documents, bands)[:, target].sum(axis=1))
-    span = f"{gain.delta:+.4f} nats a token against YaRN, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}"
+    span = f"against YaRN {gain.in_words}"
     if not gain.high < 0:
         return yarn, f"a divisor for each pair is not proved better on held-out text: {span}"
     return finer, f"a divisor for each pair is better on held-out text: {span}"
@@ -129,7 +128,7 @@ def verdict(
     """("calibrated" or "default", the reason in a sentence); `unchanged` where the search ended on the default."""
     target = judged(differences, objective)
     within = differences["within"]
-    span = f"{target.delta:+.4f} nats a token, 95 % interval {target.low:+.4f} to {target.high:+.4f}"
+    span = target.in_words
     if documents < FEWEST_DOCUMENTS:
         few = f"{documents} calibration document{'s are' if documents > 1 else ' is'} too few to claim anything"
         return "default", f"{few}; {FEWEST_DOCUMENTS} are needed"

@@ -26,8 +26,8 @@ def length(text: str, option: str) -> int:
 
 
 def lengths(text: str, option: str) -> tuple[int, ...]:
-    """Comma-separated lengths. Raises BadUsage."""
-    return tuple(length(part, option) for part in text.split(",") if part.strip())
+    """Comma-separated lengths, at least one. Raises BadUsage."""
+    return tuple(length(part, option) for part in names(text, option, "lengths"))
 
 
 def rate(text: str, option: str) -> float:
@@ -39,9 +39,12 @@ def rate(text: str, option: str) -> float:
     return found
 
 
-def names(text: str | None) -> tuple[str, ...]:
-    """Comma-separated names."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+def names(text: str, option: str, what: str = "names") -> tuple[str, ...]:
+    """Comma-separated names, at least one. Raises BadUsage."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise BadUsage(f"expected {what}, found none", where=option)
+    return found
 
 
 def one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
@@ -112,7 +115,9 @@ Report: TypeAlias = Annotated[
 Documents: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Use at most this many documents.")]
 Windows: TypeAlias = Annotated[
     int | None,
-    typer.Option(min=1, help="Windows a document, at most. Default: as many as make about 24 windows in all."),
+    typer.Option(
+        min=1, help="Windows a document, at most. Default: as many as make about 24 of all documents in --data."
+    ),
 ]
 Device: TypeAlias = Annotated[
     str, typer.Option(help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL)

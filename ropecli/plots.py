@@ -5,9 +5,7 @@ functions, and its global state (pyplot, the user's styles) is left alone. Every
 well as by colour.
 """
 
-import errno
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from typing import Any
 from ropecli.errors import BadUsage, NoResource
 from ropecli.frequencies import base_frequencies, frequencies
 from ropecli.spec import Dynamic, LayerRope, Plain, RopeSpec
+from ropecli.staging import write_whole
 
 WIDTH, HEIGHT, DPI = 8.0, 4.5, 100
 """Inches of one panel, and dots an inch: a PNG is 800 pixels wide."""
@@ -103,18 +102,7 @@ def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
         buffer = BytesIO()
         metadata = {"Date": None, "Creator": "ropecli"} if suffix == ".svg" else {"Software": "ropecli"}
         figure.savefig(buffer, format=suffix[1:], metadata=metadata)
-    _write(buffer.getvalue(), path)
-
-
-def _write(data: bytes, path: Path) -> None:
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_bytes(data)
-        staged.replace(path)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        kind = NoResource if error.errno == errno.ENOSPC else BadUsage
-        raise kind(f"the figure cannot be written: {error.strerror}", where=str(path)) from error
+    write_whole(buffer.getvalue(), path, force=True)
 
 
 PAGE_STYLE: Mapping[str, Any] = {
@@ -300,7 +288,7 @@ def plot_wavelengths(ropes: Sequence[LayerRope], path: Path, preview: RopeSpec |
 
     A wavelength is the number of tokens for a full turn, 2π / inv_freq; pairs that stand still are left out. L and L'
     are marked, and shaded are the pairs that the last scaling keeps, changes in part, or divides by the whole factor.
-    Raises BadUsage for another suffix, no rope, or a place that cannot be written; NoResource without matplotlib.
+    Raises BadUsage for another suffix or no rope, NoResource without matplotlib or for a place that cannot be written.
     """
     if not ropes:
         raise BadUsage("there is no rotary embedding to draw", where=str(path))
@@ -317,7 +305,7 @@ def plot_divisors(specs: Mapping[str, RopeSpec], path: Path) -> None:
     """What each pair's frequency is divided by, one line a label of `specs`, to a PNG or SVG file.
 
     1 means that the pair is kept, the factor that it is fully interpolated. Drawn at each spec's `max_length`.
-    Raises BadUsage for another suffix, no spec, or a place that cannot be written; NoResource without matplotlib.
+    Raises BadUsage for another suffix or no spec, NoResource without matplotlib or for a place that cannot be written.
     """
     if not specs:
         raise BadUsage("there is no rotary embedding to draw", where=str(path))
@@ -340,7 +328,7 @@ def plot_loss_by_position(
     path            .png or .svg; replaced if it is there, and written whole or not at all
     trained_length  L in tokens, marked
 
-    Raises BadUsage for another suffix, no curve, or a place that cannot be written; NoResource without matplotlib.
+    Raises BadUsage for another suffix or no curve, NoResource without matplotlib or for a place that cannot be written.
     """
     if not any(curves.values()):
         raise BadUsage("there is no loss to draw", where=str(path))

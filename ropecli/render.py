@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ropecli.writer import Receipt
 
 PIPE_CLOSED = 141
-_NUMBERS = re.compile(r"\[\s*(?:-?[\d.eE+-]+,\s*)*-?[\d.eE+-]+\s*\]")
+_NUMBERS = re.compile(r"\[\s*(?:(?:-?[\d.eE+-]+|null),\s*)*(?:-?[\d.eE+-]+|null)\s*\]")
 
 
 class ReaderGone(Exception):
@@ -575,10 +575,8 @@ def show_calibration(calibration: "Calibration", *, quiet: bool) -> None:
             console.print(_text(f"factor {factor:g}, {held_out[factor]}"))
         console.print(_held_out_table(rows))
     cost = calibration.cost
-    spent = (
-        f"{cost['evaluations']} evaluations cost {cost['forward_equivalents']:.1f} forward equivalents; "
-        f"{cost['seconds']:.0f} s in all"
-    )
+    evaluations = f"{cost['evaluations']} evaluation{'' if cost['evaluations'] == 1 else 's'}"
+    spent = f"{evaluations} cost {cost['forward_equivalents']:.1f} forward equivalents; {cost['seconds']:.0f} s in all"
     console.print(_text(spent if calibration.fits else f"{held_out[calibration.factors[0]]}; {spent}"))
     if not calibration.fits:
         console.print(_text(_optimism(calibration.calibration)))
@@ -597,14 +595,22 @@ def _optimism(block: "Mapping[str, Any]") -> str:
     return gain if block["optimism"] is None else f"{gain}, {block['optimism']:+.4f} more than on held-out text"
 
 
+def _ppl(nll: float | None) -> str:
+    """exp(nll), nothing for None; in powers of ten where digits would say nothing."""
+    if nll is None:
+        return ""
+    value = math.exp(nll) if nll < 709 else math.inf if nll > 0 else nll
+    return f"{value:.3e}" if 1e7 <= value < math.inf else f"{value:.3f}"
+
+
 def _held_out_table(rows: "Sequence[Validation]") -> Any:
     headings = [row.positions + (" L" if row.positions != "all" else "") for row in rows]
     table = _plain_table("held-out perplexity", *headings)
     labels = {"none": "no scaling", "linear": "PI (linear)", "ntk": "NTK-aware", "ntk-by-parts": "NTK-by-parts"}
     for name, label in labels.items():
-        table.add_row(label, *(f"{math.exp(min(row.baselines[name], 700)):.3f}" for row in rows))
-    table.add_row("default YaRN", *(f"{row.default_ppl:.3f}" for row in rows))
-    table.add_row("search result", *(f"{row.ppl:.3f}" for row in rows))
+        table.add_row(label, *(_ppl(row.baselines[name]) for row in rows))
+    table.add_row("default YaRN", *(_ppl(row.default_nll) for row in rows))
+    table.add_row("search result", *(_ppl(row.nll) for row in rows))
     table.add_row("change, nats a token", *(_signed(row.delta) for row in rows))
     table.add_row("95 % interval", *(_interval(*row.ci95) for row in rows))
     return table
@@ -726,7 +732,7 @@ def show_passkeys(rows: Sequence["PasskeyRow"]) -> None:
                 f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
             ]
             table.add_row(*(escape(printable(cell)) for cell in cells))
-        emit(f"{printable(model)}, passkey\n")
+        emit(f"{printable(model)}, passkey, lengths in tokens\n")
         emit_table(table)
 
 
@@ -745,13 +751,10 @@ def show_rows(rows: Sequence["Row"]) -> None:
                 row.method,
                 f"{row.length:,}",
                 f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
-                f"{row.ppl:.3f}",
-                *(
-                    "" if nll is None else f"{math.exp(min(nll, 700)):.3f}"
-                    for nll in (row.within, row.beyond)[: len(parts)]
-                ),
+                _ppl(row.nll),
+                *map(_ppl, (row.within, row.beyond)[: len(parts)]),
                 "" if row.difference is None else f"{row.difference.delta:+.4f} {_reach(row.difference)}",
             ]
             table.add_row(*(escape(printable(cell)) for cell in cells))
-        emit(printable(model) + ("" if protocol == "full" else f", protocol {protocol}") + "\n")
+        emit(f"{printable(model)}, {'' if protocol == 'full' else f'protocol {protocol}, '}lengths in tokens\n")
         emit_table(table)

@@ -4,6 +4,7 @@ A run holds a lock on its folder for as long as it lives. What a killed run left
 that writes the same output removes it.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ropecli.errors import OutputExists
+from ropecli.errors import NoResource, OutputExists
 
 _NAME_BYTES = 150
 """So much of the output's name goes into the folder's: a name may have 255 bytes."""
@@ -38,6 +39,22 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
                 _replace(stage, out, holder / "replaced")
             else:
                 _appear(stage, out)
+
+
+def write_whole(content: bytes | str, out: Path, *, force: bool) -> None:
+    """Write a small file that appears whole or not at all; text as UTF-8.
+
+    force  take the place of a file that is there; without it nothing is replaced
+    The folder must exist. Raises OutputExists and NoResource.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with staged(out, force=force) as stage:
+            stage.write_bytes(data)
+    except OSError as error:
+        raise NoResource(f"cannot be written ({error.strerror})", where=str(out)) from error
 
 
 @contextmanager

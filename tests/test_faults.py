@@ -19,8 +19,8 @@ import pytest
 
 from ropecli import cli, conversion, gguf_writer, staging, writer
 from ropecli.checkpoint import read_checkpoint, verify
-from ropecli.errors import BadCheckpoint, OutputExists
-from ropecli.staging import private_folder, staged
+from ropecli.errors import BadCheckpoint, NoResource, OutputExists
+from ropecli.staging import private_folder, staged, write_whole
 
 REPOSITORY = Path(__file__).parent.parent
 YARN = ("--rope-type", "yarn", "--factor", "4")
@@ -194,6 +194,39 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         write_beside_an_intruder()
     assert out.read_text() == "theirs"
     assert names(tmp_path) == ["out.gguf"]
+
+
+def test_a_small_file_appears_whole(tmp_path: Path) -> None:
+    """Text is written in UTF-8, nothing else is left in the folder, and nothing is replaced without `force`."""
+    out = tmp_path / "out.json"
+    write_whole('{"β": 1}\n', out, force=False)
+    assert out.read_bytes() == '{"β": 1}\n'.encode()
+    with pytest.raises(OutputExists):
+        write_whole("new", out, force=False)
+    assert out.read_bytes() == '{"β": 1}\n'.encode()
+    write_whole(b"new", out, force=True)
+    assert out.read_bytes() == b"new"
+    assert names(tmp_path) == ["out.json"]
+
+
+def test_a_small_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    """Where the target is a folder, or the folder is gone, the error names the file; a folder is never replaced."""
+    folder = tmp_path / "out.json"
+    folder.mkdir()
+    for out in (folder, tmp_path / "missing" / "out.json"):
+        with pytest.raises(NoResource, match="cannot be written") as caught:
+            write_whole("{}", out, force=True)
+        assert caught.value.where == str(out)
+    assert names(tmp_path) == ["out.json"]
+
+
+def test_a_foreseen_name_in_the_way_is_not_touched(tmp_path: Path) -> None:
+    """Whoever else may write in the folder can not send a small file through a link of theirs."""
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / ".out.json.partial").symlink_to("theirs")
+    write_whole("ours", tmp_path / "out.json", force=False)
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert names(tmp_path) == [".out.json.partial", "out.json", "theirs"]
 
 
 def test_two_runs_to_one_output(checkpoint: Path, tmp_path: Path) -> None:

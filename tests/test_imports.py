@@ -47,7 +47,7 @@ NARROW: dict[str, tuple[str, ...]] = {
     ),
     "calibrate": (
         *("calibrate", "ropecli.spec", "ropecli.frequencies", "ropecli.checkpoint", "ropecli.errors"),
-        "ropecli.tables",
+        *("ropecli.folding", "ropecli.tables"),
     ),
 }
 """Packages that may see no more of ours than this."""

@@ -238,7 +238,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A missing folder, and a folder in the way, give one line and leave nothing behind."""
     (tmp_path / "folder.svg").mkdir()
     for path in (tmp_path / "missing" / "figure.svg", tmp_path / "folder.svg"):
-        with pytest.raises(BadUsage, match="cannot be written") as caught:
+        with pytest.raises(NoResource, match="cannot be written") as caught:
             plot_wavelengths([layer(LLAMA)], path)
         assert caught.value.where == str(path)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.svg"]

@@ -10,9 +10,12 @@ from ropecli import options, render
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.cli import intents, loading, outputs
 from ropecli.errors import BadUsage, RopeError
+from ropecli.staging import write_whole
 
 if TYPE_CHECKING:
     pass
+
+OPTIMIZERS = ("auto", "nelder-mead", "powell", "cobyqa", "l-bfgs-b", "differential-evolution")
 
 
 def calibrate_command(
@@ -69,7 +72,7 @@ def calibrate_command(
         str | None,
         typer.Option(metavar="RATE", help="--plan-only: operations a second that one process sustains, as 400T."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split into search and held-out documents.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split into search and held-out documents.")] = 0,
     text_field: options.TextField = "text",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Calibration file; without it, standard output.")
@@ -109,22 +112,25 @@ def calibrate_command(
     m that were found. The calibration file then serves the largest factor; the others are under `fits`.
     """
     del debug
+    loading.refuse_standard_input([model])
     quiet = quiet or not loading.speaks()
     if loading.speaks() and not plan_only:
         outputs.check_outputs({"--output": output, "--report": report, "--plot": plot}, force=force)
     if earlier is not None:
-        if data or output or factor or target_length or (report is None and plot is None):
+        search = data or output or factor or target_length or original_length or plan_only or resume
+        if search or (report is None and plot is None):
             raise BadUsage("it goes with --report and --plot, and not with what a search needs", where="--from")
         from calibrate.calibration import read_calibration  # noqa: PLC0415
 
         text, where = intents.text_of(earlier)
         checkpoint, found = read_checkpoint(model), read_calibration(text, where)
         intents.say_where_models_differ(checkpoint, found, where, quiet=quiet)
-        _draw_calibration(json.loads(text), where, checkpoint, report, plot, quiet=quiet)
+        _draw_calibration(json.loads(text), where, checkpoint, report, plot, force=force, quiet=quiet)
         return
     if not data:
         raise BadUsage("Missing option '--data'.", hint="ropecli calibrate --help")
     options.one_of("--tune", tune, ("yarn", "temperature", "factors"))
+    options.one_of("--optimizer", optimizer, OPTIMIZERS)
     options.no_nan({"--guard": guard, "--time-limit": time_limit, "--validation-fraction": validation_fraction})
     if resume and output is None:
         raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
@@ -138,17 +144,18 @@ def calibrate_command(
         loading.name_remote_code([model])
     with render.data_only(), loading.ranks(tensor_parallel, data, output), render.TrialLog(quiet=quiet) as log:
         from calibrate import run  # noqa: PLC0415 - torch takes seconds
-        from calibrate.calibration import write_text_whole  # noqa: PLC0415
         from calibrate.journal import journal_path  # noqa: PLC0415
         from calibrate.model import Settings  # noqa: PLC0415
 
         journal = None if output is None else journal_path(output)
+        if journal is not None and not plan_only:
+            _say_what_becomes_of(journal, resume=resume, quiet=quiet)
         request = run.Request(
             source=model,
             data=tuple(data),
             factors=tuple(factor or ()),
-            target_length=options.length(target_length, "--target-length") if target_length else None,
-            original_length=options.length(original_length, "--original-length") if original_length else None,
+            target_length=None if target_length is None else options.length(target_length, "--target-length"),
+            original_length=None if original_length is None else options.length(original_length, "--original-length"),
             tune=tune,  # type: ignore[arg-type]
             objective=objective,
             guard=guard,
@@ -185,7 +192,7 @@ def calibrate_command(
         else:
             render.emit(render.json_text(content))
     if output is not None:
-        write_text_whole(render.json_text(content), output)
+        write_whole(render.json_text(content), output, force=force)
     if journal is not None and signal_number is None:
         journal.unlink(missing_ok=True)
     render.show_calibration(calibration, quiet=quiet)
@@ -193,9 +200,18 @@ def calibrate_command(
         # what was typed is not of the result: the same run with another --output gives the same file
         drawn = {**content, "command": outputs.command_line(context)}
         where = str(output or "the calibration")
-        _draw_calibration(drawn, where, read_checkpoint(model), report, plot, quiet=quiet)
+        _draw_calibration(drawn, where, read_checkpoint(model), report, plot, force=force, quiet=quiet)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
+
+
+def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:
+    """A line on the scores of an earlier run, where something else happens to them than one may expect."""
+    if resume and not journal.exists():
+        render.say(f"there are no scores of an earlier run at {journal}: it starts from the beginning", quiet=quiet)
+    elif not resume and journal.exists():
+        ways = "--resume would go on from them, another --output keeps them"
+        render.say(f"{journal} holds the scores of an earlier run, which this one replaces; {ways}", quiet=quiet)
 
 
 def _draw_calibration(
@@ -205,6 +221,7 @@ def _draw_calibration(
     report: Path | None,
     plot: Path | None,
     *,
+    force: bool,
     quiet: bool,
 ) -> None:
     """The page and the figure of a calibration file; `where` names it in errors."""
@@ -217,9 +234,7 @@ def _draw_calibration(
         plot_loss_by_position(calibration_curves(content, where), plot, length)
         render.say(f"wrote {plot}", quiet=quiet)
     if report is not None:
-        from calibrate.calibration import write_text_whole  # noqa: PLC0415
-
-        write_text_whole(calibration_page(content, _to_paste(checkpoint, content), where), report)
+        write_whole(calibration_page(content, _to_paste(checkpoint, content), where), report, force=force)
         render.say(f"wrote {report}", quiet=quiet)
 
 

@@ -306,9 +306,7 @@ def _runtimes(text: str | None) -> tuple[str, ...]:
 
     if text is None:
         return ()
-    wanted = options.names(text)
-    if not wanted:
-        raise BadUsage("expected names of runtimes, found none", where="--for", hint="for example transformers,vllm")
+    wanted = options.names(text, "--for", "names of runtimes")
     for name in wanted:
         options.one_of("--for", name, tuple(runtime.name for runtime in RUNTIMES))
     return wanted

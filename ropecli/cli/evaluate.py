@@ -10,6 +10,7 @@ from ropecli import options, render
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import loading, outputs
 from ropecli.errors import BadUsage
+from ropecli.staging import write_whole
 
 if TYPE_CHECKING:
     from calibrate.evaluation import Request
@@ -106,6 +107,7 @@ def evaluate_command(
             hint="leave out --data, --window, --plot, --report, --protocol and --stride",
         )
     options.no_nan({"--factor": factor})
+    loading.refuse_standard_input(models)
     if not data and not passkey:
         raise BadUsage("Missing option '--data'.", hint="ropecli evaluate --help")
     quiet = quiet or not loading.speaks()
@@ -122,10 +124,10 @@ def evaluate_command(
         request = evaluation.Request(
             sources=tuple(models),
             data=tuple(data or ()),
-            lengths=options.lengths(lengths, "--lengths") if lengths else (),
-            methods=options.names(methods),
+            lengths=() if lengths is None else options.lengths(lengths, "--lengths"),
+            methods=() if methods is None else options.names(methods, "--methods"),
             factor=factor,
-            original_length=options.length(original_length, "--original-length") if original_length else None,
+            original_length=None if original_length is None else options.length(original_length, "--original-length"),
             documents=documents,
             windows=windows,
             text_field=text_field,
@@ -142,6 +144,7 @@ def evaluate_command(
                 request,
                 lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
                 sources.extend,
+                lambda text: render.say(text, quiet=quiet),
             )
     if not loading.speaks():
         return
@@ -161,16 +164,14 @@ def evaluate_command(
         plot_loss_by_position(render.curves(rows), plot, rows[0].original_length)
         render.say(f"wrote {plot}", quiet=quiet)
     if report is not None:
-        from calibrate.calibration import write_text_whole  # noqa: PLC0415
         from calibrate.run import versions  # noqa: PLC0415
         from ropecli.report.evaluation import evaluation_page  # noqa: PLC0415 - only for a report
 
         lines = [render.row_to_json(row) for row in rows]
         checkpoints = [render.checkpoint_to_json(read_checkpoint(model)) for model in models]
         data_files = [asdict(source) for source in sources]
-        write_text_whole(
-            evaluation_page(lines, checkpoints, data_files, versions(), outputs.command_line(context)), report
-        )
+        page = evaluation_page(lines, checkpoints, data_files, versions(), outputs.command_line(context))
+        write_whole(page, report, force=force)
         render.say(f"wrote {report}", quiet=quiet)
 
 

@@ -32,6 +32,12 @@ def ranks(tensor_parallel: int, data: Sequence[str], output: Path | None) -> Ite
         yield
 
 
+def refuse_standard_input(models: Sequence[str]) -> None:
+    """`-` is a config without weights. Raises BadUsage."""
+    if "-" in models:
+        raise BadUsage("a config on standard input has no weights", where="MODEL", hint="name the checkpoint's folder")
+
+
 def name_remote_code(models: Sequence[str]) -> None:
     """Say on standard error, --quiet or not, which files --trust-remote-code will run."""
     from ropecli.remote_code import files_that_would_run  # noqa: PLC0415

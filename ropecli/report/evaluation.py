@@ -77,7 +77,9 @@ def _evaluated(rows: Sequence[Mapping[str, Any]]) -> Html:
         yield "–" if change is None else difference(change["delta"], change["ci95"])
 
     parts = ("ppl to L", "ppl past L") if full else ()
-    head = headings("method", "length", "nats a token", "ppl", *parts, "difference from the first row (95 % interval)")
+    head = headings(
+        "method", "length, tokens", "nats a token", "ppl", *parts, "difference from the first row (95 % interval)"
+    )
     body = [
         element("tr", element("th", row["method"], scope="row"), *(element("td", cell) for cell in cells(row)))
         for row in rows

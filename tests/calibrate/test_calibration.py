@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +16,9 @@ from calibrate.calibration import (
     calibrated_from_json,
     read_calibration,
     rope_to_json,
-    write_text_whole,
 )
 from calibrate.objective import Point, Space
-from ropecli.errors import BadCalibration, NoResource
+from ropecli.errors import BadCalibration
 from ropecli.frequencies import frequencies
 from ropecli.spec import Longrope, RopeSpec, Scaling, Yarn
 
@@ -292,27 +290,3 @@ def test_reading_leaves_the_data_alone() -> None:
     calibrated_from_json(data, "file.json")
     assert data == before
     assert data["kind"] == KIND
-
-
-# ------------------------------------------------------------------------------------------------ writing
-
-
-def test_a_file_appears_whole(tmp_path: Path) -> None:
-    """The text replaces what was there, in UTF-8, and nothing else is left in the folder."""
-    path = tmp_path / "out.json"
-    path.write_text("old")
-    write_text_whole('{"β": 1}\n', path)
-    assert path.read_bytes() == '{"β": 1}\n'.encode()
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    """Where the target is a folder, or the folder is gone, the error names the file and no partial file stays."""
-    folder = tmp_path / "out.json"
-    folder.mkdir()
-    with pytest.raises(NoResource) as caught:
-        write_text_whole("{}", folder)
-    assert caught.value.where == str(folder)
-    assert list(tmp_path.iterdir()) == [folder]
-    with pytest.raises(NoResource):
-        write_text_whole("{}", tmp_path / "missing" / "out.json")

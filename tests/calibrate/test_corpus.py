@@ -4,20 +4,36 @@ import hashlib
 import io
 import json
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from calibrate.corpus import BLOCKS, Corpus, Document, Text, read_texts, split, tokenize
+from calibrate import corpus as corpus_module
+from calibrate.corpus import (
+    BLOCKS,
+    Corpus,
+    Document,
+    Encoded,
+    Text,
+    encoded_in_pieces,
+    read_texts,
+    remembering,
+    split,
+    tokenize,
+)
 from ropecli.errors import BadData, BadUsage
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "text" / "calibration"
 
-def encode(text: str) -> list[int]:
-    """A token a character."""
-    return [ord(character) for character in text]
+
+def encode(text: str, most: int | None = None) -> list[int]:
+    """A token a character, and no more of them than asked for."""
+    return [ord(character) for character in text[:most]]
 
 
 def numbered(count: int, start: int = 1) -> str:
@@ -108,6 +124,12 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (texts, sources[0].path) == ([Text("-", "čtení\n")], "-")
 
 
+def test_standard_input_is_read_once() -> None:
+    """Given twice, it would be a text and an empty one."""
+    with pytest.raises(BadUsage, match="can be read only once"):
+        read_texts(["-", "a.txt", "-"])
+
+
 BROKEN = {
     "a.txt": (b"caf\xe9", "a.txt", "not UTF-8 text (byte 3 of 4)"),
     "utf16.txt": ("text".encode("utf-16"), "utf16.txt", "not UTF-8 text"),
@@ -120,7 +142,9 @@ BROKEN = {
     "digits.jsonl": (b'{"text": ' + b"9" * 5000 + b"}", "digits.jsonl: line 1", "expected one JSON object a line"),
     "list.jsonl": (b'["text"]', "list.jsonl: line 1", "found list"),
     "key.jsonl": (b'{"text": "a"}\n\n{"body": "b", "id": 1}\n', "key.jsonl: line 3", "found body, id"),
-    "kind.jsonl": (b'{"text": 5}', "kind.jsonl: line 1", "expected an object with text in 'text'"),
+    "kind.jsonl": (b'{"text": 5}', "kind.jsonl: line 1: text", "expected text, found int"),
+    "null.jsonl": (b'{"text": "a"}\n{"text": null}', "null.jsonl: line 2: text", "expected text, found null"),
+    "bare.jsonl": (b"{}", "bare.jsonl: line 1", "expected an object with text in 'text', found no key"),
     "half.jsonl": (b'{"text": "a\\ud83d"}', "half.jsonl: line 1: text", "surrogate"),
     "latin.jsonl": (b'{"text": "caf\xe9"}', "latin.jsonl", "not UTF-8 text"),
     "no.parquet": (b"PAR1 and then something else", "no.parquet", "not a readable parquet file"),
@@ -249,12 +273,48 @@ def test_the_blocks_of_a_lone_text_are_the_same_for_every_length(tokens: int) ->
     """What is held out at one length is not searched on at another: block n comes from the same place of the text."""
     text = Text("long", " ".join(str(i) for i in range(tokens)))
     short, long = (
-        tokenize([text], lambda t: [int(w) for w in t.split()], length, bos=None, windows=1, longest=20)
+        tokenize([text], lambda t, _=None: [int(w) for w in t.split()], length, bos=None, windows=1, longest=20)
         for length in (5, 20)
     )
     assert [d.name for d in short.documents] == [d.name for d in long.documents]
     for small, large in zip(short.documents, long.documents, strict=True):
         assert small.windows[0] == large.windows[0][:5]
+
+
+@pytest.mark.parametrize(
+    ("short", "again", "notes"),
+    [
+        (0, 0, ()),
+        (
+            1,
+            1,
+            (
+                "1 document is shorter than one window of 40 tokens and was left out",
+                "1 document has the same text as an earlier one and was left out",
+            ),
+        ),
+        (
+            2,
+            3,
+            (
+                "2 documents are shorter than one window of 40 tokens and were left out",
+                "3 documents have the same text as an earlier one and were left out",
+            ),
+        ),
+    ],
+)
+def test_what_was_left_out_is_told(short: int, again: int, notes: tuple[str, ...]) -> None:
+    """In sentences, with the window that a text was too short for, which may be that of another factor."""
+    texts = [Text("a", "a" * 50), Text("b", "b" * 50), *(Text("s", "s" * (n + 1)) for n in range(short))]
+    texts += [Text("again", "b" * 50)] * again
+    assert tokenize(texts, encode, 10, bos=None, windows=1, longest=40).notes == notes
+
+
+def test_blocks_are_told() -> None:
+    """One long text stands for many documents, and says so."""
+    assert tokenize([Text("a", "x" * 30)], encode, 10, bos=None, windows=1).notes == (
+        "one text was cut into 3 contiguous blocks that count as documents",
+    )
 
 
 def test_a_text_that_comes_twice_counts_once() -> None:
@@ -291,6 +351,131 @@ def test_windows_always_have_the_length_and_hold_the_text_in_order(
             most = windows or -(-BLOCKS // len(corpus.documents))
             assert len(document.windows) == min(most, len(by_name[document.name]) // body)
         assert len(corpus.documents) + corpus.too_short + corpus.repeated == len(texts)
+
+
+# ------------------------------------------------------------------------------------------------ long texts
+
+
+UNKNOWN = "<unk>"
+
+
+def byte_level() -> Tokenizer:
+    """Byte-level BPE with GPT-2's words."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator([SAMPLE], trainer)
+    return made
+
+
+def digits_apart() -> Tokenizer:
+    """Numbers in groups of three, counted from their left end, and words with a space in front."""
+    made = byte_level()
+    pattern = Regex(r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    split_ = pre_tokenizers.Split(pattern, "isolated")
+    made.pre_tokenizer = pre_tokenizers.Sequence([split_, pre_tokenizers.ByteLevel(use_regex=False)])
+    return made
+
+
+def unigram() -> Tokenizer:
+    """SentencePiece's kind: a mark in front of the first word, NFKC."""
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.train_from_iterator(
+        [SAMPLE], trainers.UnigramTrainer(vocab_size=200, unk_token=UNKNOWN, special_tokens=[UNKNOWN])
+    )
+    return made
+
+
+def without_words() -> Tokenizer:
+    """BPE over the whole text, as in the first Llama."""
+    made = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.train_from_iterator(SAMPLE.split(), trainers.BpeTrainer(vocab_size=300, special_tokens=[UNKNOWN]))
+    return made
+
+
+SAMPLE = "".join(path.read_text("utf-8") for path in sorted(EXAMPLES.glob("*.txt"))[:2])[:60_000]
+LONG = {
+    "prose": SAMPLE[:30_000],
+    "no space": "abcdefghij" * 1500,
+    "spaces": ("word" + " " * 700) * 20,
+    "a number": "7" * 9000 + " end",
+    "numbers": " ".join(str(n) for n in range(100_000, 102_500)),
+    "lines": "one\r\n\r\n\ttwo  \n" * 900,
+    "accents": "e\u0301t\u00e9 \ufb01n \u6f22\u5b57 \U0001f600\u200d\U0001f680 " * 500,
+}
+
+
+@pytest.mark.parametrize("text", LONG)
+@pytest.mark.parametrize("made", [byte_level, digits_apart, unigram, without_words])
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(
+    made: Callable[[], Tokenizer], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every kind of tokenizer, also where pieces cannot be joined; asked for fewer it gives as many of the first."""
+    monkeypatch.setattr(corpus_module, "PIECE", 2000)
+    monkeypatch.setattr(corpus_module, "OVERLAP", 256)
+    tokenizer = made()
+    sizes: list[int] = []
+
+    def whole(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def piece(text: str) -> Encoded:
+        sizes.append(len(text))
+        found = tokenizer.encode(text, add_special_tokens=False)
+        return Encoded(found.ids, found.word_ids, [start for start, _ in found.offsets])
+
+    expected = whole(LONG[text])
+    assert encoded_in_pieces(whole, piece, LONG[text]) == expected
+    assert max(sizes) <= 2000 + 2 * 256
+    for most in (1, 700, 10**6):
+        first = encoded_in_pieces(whole, piece, LONG[text], most)
+        assert first == expected[: len(first)]
+        assert len(first) >= min(most, len(expected))
+
+
+def test_of_a_long_text_only_what_is_asked_for_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pieces that hold the first tokens, with a little of the next."""
+    monkeypatch.setattr(corpus_module, "PIECE", 2000)
+    monkeypatch.setattr(corpus_module, "OVERLAP", 256)
+    tokenizer, seen = byte_level(), list[int]()
+
+    def piece(text: str) -> Encoded:
+        seen.append(len(text))
+        found = tokenizer.encode(text, add_special_tokens=False)
+        return Encoded(found.ids, found.word_ids, [start for start, _ in found.offsets])
+
+    encoded_in_pieces(lambda _: pytest.fail("encoded at once"), piece, SAMPLE, 300)
+    assert sum(seen) < 6000
+
+
+def test_no_text_is_encoded_again_unless_more_of_it_is_asked_for() -> None:
+    """The windows of a smaller factor are in the tokens of a larger one."""
+    asked: list[int | None] = []
+
+    def counted(text: str, most: int | None = None) -> list[int]:
+        asked.append(most)
+        return encode(text, most)
+
+    remembered = remembering(counted)
+    for most, found in ((5, 5), (3, 5), (8, 8), (None, 10), (9, 10), (None, 10)):
+        assert len(remembered("x" * 10, most)) == found
+    assert asked == [5, 8, None]
+
+
+def test_windows_are_the_same_however_little_is_encoded() -> None:
+    """Short texts leave more windows to the others, which then need more of their tokens."""
+    texts = [Text("a", numbered(500)), Text("b", numbered(500, 600)), Text("s", "short")]
+
+    def everything(text: str, most: int | None = None) -> list[int]:
+        del most
+        return encode(text)
+
+    lean, full = (tokenize(texts, each, 10, bos=None, windows=None) for each in (encode, everything))
+    assert lean == full
+    assert len(lean.documents[0].windows) == 12
 
 
 # ------------------------------------------------------------------------------------------------ split

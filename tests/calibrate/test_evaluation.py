@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from calibrate import evaluation
 from calibrate.calibration import Calibration
@@ -20,6 +21,7 @@ from calibrate.evaluation import Request, Row, evaluate
 from calibrate.model import Settings, load, rotating_with
 from calibrate.objective import Point, Space, method
 from calibrate.statistics import paired_difference
+from ropecli import render
 from ropecli.cli import main
 from ropecli.errors import BadCalibration, BadCheckpoint, BadData, BadUsage
 from ropecli.frequencies import frequencies
@@ -302,8 +304,51 @@ def test_a_calibration_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_a_misspelled_method_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown method is found before the model is loaded, whatever stands in front of it."""
     monkeypatch.setattr(evaluation, "load", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(BadUsage, match="unknown method 'yran'"):
+    with pytest.raises(BadUsage, match="unknown method 'yran'") as caught:
         rows(methods=("none", "yran"))
+    assert (caught.value.where, "dynamic" in caught.value.hint) == ("--methods", True)
+
+
+def test_every_checkpoint_is_looked_at_before_any_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the last one is known before the first one is loaded: its config, a method, its windows."""
+    monkeypatch.setattr(evaluation, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(BadCheckpoint, match="no such file or folder"):
+        rows(TINY, tmp_path / "missing")
+    folder = Path(shutil.copytree(TINY, tmp_path / "folded"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    mark = {"ropecli": {"folded_attention_factor": {"default": 1.0693}}}
+    (folder / "config.json").write_text(json.dumps(config | mark), "utf-8")
+    with pytest.raises(BadCheckpoint, match=r"hold an attention factor of 1\.0693 already"):
+        rows(TINY, folder, methods=("yarn",))
+    config["max_position_embeddings"] = 8192
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(BadData, match="no document has the 8192 tokens"):
+        rows(TINY, folder)
+
+
+def test_weights_that_hold_a_temperature_are_measured_as_they_are(tmp_path: Path) -> None:
+    """Without a method nothing is put on top of what they hold."""
+    folder = Path(shutil.copytree(TINY, tmp_path / "folded"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    mark = {"ropecli": {"folded_attention_factor": {"default": 1.0693}}}
+    (folder / "config.json").write_text(json.dumps(config | mark), "utf-8")
+    (row,) = rows(folder, lengths=(64,))
+    assert row.method == "config"
+
+
+def test_what_was_left_out_of_the_text_is_told(tmp_path: Path) -> None:
+    """Short and repeated documents, once for all checkpoints."""
+    path = tmp_path / "rows.jsonl"
+    long, other = (Path(text).read_text("utf-8") for text in TEXTS[:2])
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (long, other, long, "short")), "utf-8")
+    request = Request((str(TINY), f"{TINY}/"), (str(path),), (64,), windows=1, settings=FLOAT32)
+    told: list[str] = []
+    found = evaluate(request, lambda _: None, say=told.append)
+    assert {row.documents for row in found} == {2}
+    assert told == [
+        "note: 1 document is shorter than one window of 64 tokens and was left out",
+        "note: 1 document has the same text as an earlier one and was left out",
+    ]
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
@@ -352,11 +397,33 @@ def test_json_is_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
 def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Without `--json`: the checkpoint, a heading, a line a row, no colour and nothing cut."""
     table = printed(capsys, "--lengths", "256,512", "--methods", "none,yarn")
-    _, heading, *lines = table.splitlines()
-    assert str(TINY) in table
+    first, heading, *lines = table.splitlines()
+    assert first == f"{TINY}, lengths in tokens"
     assert all(word in heading for word in ("method", "length", "ppl"))
     assert [line.split()[:2] for line in lines] == [["none", "256"], ["none", "512"], ["yarn", "256"], ["yarn", "512"]]
     assert "\x1b" not in table
+
+
+def test_a_loss_beyond_all_bounds_stays_in_its_column(
+    plain: tuple[Row, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No perplexity has more digits than say something, and one that no float holds is infinite."""
+    row = replace(plain[0], nll=5000.0, ppl=math.inf, within=20.0, beyond=math.nan, standard_error=None)
+    render.show_rows([row])
+    assert capsys.readouterr().out.splitlines()[2].split()[2:] == ["5000.0000", "inf", "4.852e+08", "nan"]
+
+
+def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
+    """The row has it, and a note says what may help."""
+    folder = Path(shutil.copytree(TINY, tmp_path / "broken"))
+    tensors = load_file(folder / "model.safetensors")
+    broken = {name: t * math.nan if "norm" in name else t for name, t in tensors.items()}
+    save_file(broken, folder / "model.safetensors", metadata={"format": "pt"})
+    told: list[str] = []
+    request = Request((str(TINY), str(folder)), TEXTS, (64,), windows=1, settings=FLOAT32)
+    found = evaluate(request, lambda _: None, say=told.append)
+    assert [math.isfinite(row.nll) for row in found] == [True, False]
+    assert told == [f"note: {folder} has a loss that is not a finite number; try --dtype float32"]
 
 
 def test_the_paired_difference_is_over_documents() -> None:
@@ -391,7 +458,7 @@ def test_positions_in_json_and_in_a_table(capsys: pytest.CaptureFixture[str]) ->
 def test_the_protocol_stands_above_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Numbers of another protocol are not mistaken for those of one pass."""
     first, heading, *_ = printed(capsys, "--lengths", "128", "--protocol", "sliding", "--stride", "64").splitlines()
-    assert first == f"{TINY}, protocol sliding"
+    assert first == f"{TINY}, protocol sliding, lengths in tokens"
     assert "within" not in heading
 
 

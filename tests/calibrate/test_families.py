@@ -196,7 +196,11 @@ def test_the_whole_job_on_a_phi3(
     model = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     texts, _ = read_texts([str(path) for path in TEXTS[:4]])
-    corpus = tokenize(texts, lambda t: tokenizer(t, add_special_tokens=False).input_ids, 128, bos=None, windows=1)
+
+    def encode(text: str, _most: int | None = None) -> list[int]:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    corpus = tokenize(texts, encode, 128, bos=None, windows=1)
     windows = [window for document in split(corpus.documents, 0.5, 0)[1] for window in document.windows]
     with torch.no_grad():
         losses = [float(model(ids, labels=ids).loss) for ids in (torch.tensor([window]) for window in windows)]

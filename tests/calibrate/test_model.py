@@ -13,8 +13,10 @@ import transformers
 from families import FAMILIES, LENGTH, NESTED, PLAIN, build, config, logits, random_ids, rotary_tables
 from safetensors.torch import load_file, save_file
 
-from calibrate.model import Settings, as_loaded, load, pick_device, rotating_with
+from calibrate.model import Settings, as_loaded, load, pick_device, rotating_with, without_weights
+from calibrate.run import extensible
 from calibrate.score import token_nll
+from ropecli.checkpoint import read_checkpoint
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Dynamic, Linear, Llama3, Longrope, Plain, RopeSpec, Scaling, Yarn
@@ -340,6 +342,36 @@ def test_tables_stay_float32_under_bfloat16_weights(family: str, tmp_path: Path)
     assert all(t.dtype == torch.float32 for t in rotary_tables(model).values())
 
 
+def _llava() -> Any:
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = transformers.CLIPVisionConfig(**tower, image_size=28, patch_size=14)
+    return transformers.LlavaConfig(text_config=config("llama", vocab_size=2048), vision_config=vision)
+
+
+def _qwen2_vl() -> Any:
+    text = config("qwen2", PLAIN | {"mrope_section": [1, 1, 2]}, vocab_size=2048).to_dict()
+    tower = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+    return transformers.Qwen2VLConfig(text_config=text | {"model_type": "qwen2_vl_text"}, vision_config=tower)
+
+
+@pytest.mark.parametrize("made", [_llava, _qwen2_vl])
+def test_a_model_that_sees_images_is_measured_on_text(made: Callable[[], Any], tmp_path: Path) -> None:
+    """What transformers has only with a tower for images is loaded whole, scored as text, and rotates as it is told."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageTextToText.from_config(made())
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path / name)
+    loaded, ids = load(str(tmp_path), Settings("cpu")), random_ids(2, 2 * LENGTH)
+    log_p = logits(model.eval(), ids)[:, :-1].log_softmax(-1)
+    assert torch.equal(token_nll(loaded.model, ids), -log_p.gather(-1, ids[:, 1:, None])[..., 0])
+    rope, plain = extensible(read_checkpoint(str(tmp_path)), None)
+    with rotating_with(loaded.model, {rope.name: frequencies(replace(plain, scaling=Linear(2.0)))}):
+        assert not torch.equal(token_nll(loaded.model, ids), token_nll(model, ids))
+    shape, dtype = without_weights(str(tmp_path), Settings("cpu"))
+    assert (shape.parameters, dtype) == (sum(p.numel() for p in model.parameters()), "float32")
+
+
 def test_nothing_is_made_on_a_default_device() -> None:
     """Whatever torch's default device is, the new table lies where the old one lay."""
     model = build(config("llama"))
@@ -415,7 +447,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "bad tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot load it"),
     "no tokenizer": (
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
-        "cannot load it",
+        "no tokenizer lies beside the weights",
     ),
     "bad config": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'), "not JSON"),
     "unknown type": (lambda folder: (folder / "config.json").write_text('{"model_type": "x"}'), "cannot load it"),

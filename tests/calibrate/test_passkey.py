@@ -197,7 +197,7 @@ def test_json_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         assert document["standard_error"] is None
     status, text = printed(capsys, "--lengths", "256", "--trials", "1")
     first, heading, *lines = text.splitlines()
-    assert first == f"{TINY}, passkey"
+    assert first == f"{TINY}, passkey, lengths in tokens"
     assert heading.split()[:4] == ["method", "length", "depth", "found"]
     assert [line.split()[2] for line in lines] == ["0%", "25%", "50%", "75%", "100%"]
     assert [line.split()[:2] for line, _ in pairwise(lines)] == [["config", "256"]] * 4

@@ -162,4 +162,4 @@ def test_divisors_replace_yarn_only_where_the_interval_excludes_zero(
     assert spec == START or replaces
     assert ("is better on held-out text" in note) == replaces
     assert ("is not proved better on held-out text" in note) != replaces
-    assert f"{effect:+.4f} nats a token against YaRN" in note
+    assert f"against YaRN {effect:+.4f} nats a token" in note

@@ -28,10 +28,12 @@ from calibrate.corpus import Corpus, Document, read_texts, split, tokenize
 from calibrate.model import LoadedModel, Settings
 from calibrate.objective import Point, Space
 from calibrate.score import Bands
+from calibrate.search import METHODS
 from calibrate.trials import Budget, Trial
 from ropecli import render
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import main
+from ropecli.cli.calibrate import OPTIMIZERS
 from ropecli.errors import BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
 from ropecli.spec import RopeSpec
@@ -119,7 +121,10 @@ def test_the_converted_checkpoint_gives_the_calibrated_loss(road: tuple[dict[str
     content, folder = road
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     loaded = LoadedModel(
-        None, lambda t: tokenizer(t, add_special_tokens=False, verbose=False).input_ids, None, torch.device("cpu")
+        None,
+        lambda t, _=None: tokenizer(t, add_special_tokens=False, verbose=False).input_ids,
+        None,
+        torch.device("cpu"),
     )
     documents = held_out(loaded, 1024)
     losses = plain_losses(folder, [window for document in documents for window in document.windows])
@@ -553,7 +558,7 @@ def test_a_time_limit_that_is_over_leaves_factors_out() -> None:
 
 def test_the_budget_is_shared() -> None:
     """Evaluations are dealt equally and leftovers go on; time goes by window length; the last task gets the rest."""
-    corpus = Corpus((), 512, 0, blocks=False, repeated=0)
+    corpus = Corpus((), 512, 0, blocks=False, repeated=0, longest=512)
     tasks = [
         fitting.Task(
             Space(RopeSpec(10000.0, 32, 32, 256, 256), length / 256), length, Bands((1, length)), corpus, (), ()
@@ -623,6 +628,34 @@ def test_a_hub_id_is_loaded_by_its_own_name(source: str, code: int, said: str, t
     assert (tmp_path / "out.json").exists() == (code == 0)
 
 
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def test_memory_that_runs_out_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With room for one window the run goes on, says so in a line that also tells what to change, and ends as usual."""
+    roomy, sizes = run.load, list[int]()
+
+    def crowded(module: Any, args: Any, kwargs: Any) -> None:
+        del module, args
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    def load(*arguments: Any) -> LoadedModel:
+        loaded = roomy(*arguments)
+        loaded.model.model.register_forward_pre_hook(crowded, with_kwargs=True)
+        return loaded
+
+    monkeypatch.setattr(run, "load", load)
+    calibrated(tmp_path / "out.json", *data(4), *SMALL, "--max-evals", "2")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("out of memory")]
+    assert len(told) == 1
+    assert "with 2 windows of 384 tokens at once: goes on with fewer; --dtype bfloat16" in told[0]
+    assert sorted(sizes)[-2:] == [1, 2]
+
+
 # ------------------------------------------------------------------------------------------------ interruption
 
 
@@ -666,6 +699,7 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
         (["--factor", "nan"], "found --factor nan"),
         (["--factor", "inf"], "found --factor inf"),
         (["--factor", "1.001"], "adds no token"),
+        (["--factor", "1.7"], "--factor: 1.7 times the original length 256 is not a whole number of tokens"),
         (["--target-length", "256"], "found --target-length 256"),
         (["--target-length", "1k", "--factor", "4"], "one of --factor and --target-length"),
         ([], "one of --factor and --target-length"),
@@ -679,6 +713,9 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
         (["--factor", "2", "--device", "toaster"], "unknown device"),
         (["--factor", "2", "--dtype", "int3"], "unknown dtype"),
         (["--factor", "2", "--validation-fraction", "1.5"], "expected a fraction between 0 and 1"),
+        (["--factor", "2", "--optimizer", "adam"], "--optimizer: unknown 'adam'"),
+        (["--factor", "2", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["--factor", "2", "--original-length", ""], "--original-length: expected a length"),
     ],
 )
 def test_what_cannot_be_asked_is_bad_usage(
@@ -714,6 +751,86 @@ def test_text_that_cannot_be_used_is_bad_data(
     assert status("calibrate", str(TINY), *arguments) == 3
     assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_the_optimizers_are_those_of_the_search() -> None:
+    """The command line refuses every other one before anything is read."""
+    assert ("auto", *METHODS) == OPTIMIZERS
+
+
+def test_an_earlier_file_goes_with_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--from` draws; with what a search needs it is refused, and nothing is drawn."""
+    for option in (["--resume"], ["--plan-only"], ["--factor", "2"], ["--original-length", "64"]):
+        words = ["--from", "old.json", "--report", str(tmp_path / "page.html"), *option]
+        assert status("calibrate", str(TINY), *words) == 2
+        assert "--from: it goes with --report and --plot" in capsys.readouterr().err
+
+
+def _folded(folder: Path) -> Path:
+    config = json.loads((TINY / "config.json").read_text("utf-8"))
+    config["ropecli"] = {"folded_attention_factor": {"default": 1.0693}}
+    shutil.copytree(TINY, folder)
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+def _adapter(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(TINY)}))
+    return folder
+
+
+def _meta(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "params.json").write_text(json.dumps({"dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 100}))
+    return folder
+
+
+def _renamed(folder: Path) -> Path:
+    shutil.copytree(TINY, folder)
+    return (folder / "config.json").rename(folder / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "said"),
+    [
+        (_folded, 3, "the query and key weights hold an attention factor of 1.0693 already"),
+        (_adapter, 3, "an adapter, which is not measured without its base"),
+        (_meta, 3, "the Meta format, which transformers does not load"),
+        (_renamed, 2, "expected the config.json beside the weights, found other.json"),
+        (lambda _: "-", 2, "a config on standard input has no weights"),
+    ],
+)
+def test_what_has_no_weights_to_search_with_is_refused(
+    make: Callable[[Path], object], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that hold a temperature, an adapter, another format, a config alone: one line that says why."""
+    source = str(make(tmp_path / "model"))
+    assert status("calibrate", source, *data(2), "--factor", "2") == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_config_beside_its_weights_is_the_checkpoint(tmp_path: Path) -> None:
+    """`MODEL/config.json` names the folder."""
+    arguments = [*data(2), *SMALL, "--max-evals", "1", "-q", "-o", str(tmp_path / "out.json")]
+    assert status("calibrate", str(TINY / "config.json"), *arguments) == 0
+    checkpoint = json.loads((tmp_path / "out.json").read_text("utf-8"))["checkpoint"]
+    assert checkpoint["source"] == str(TINY / "config.json")
+
+
+def test_what_becomes_of_earlier_scores_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A journal that is replaced, or that is not there to go on from; `--quiet` says neither."""
+    out = tmp_path / "out.json"
+    journal = out.with_name("out.json.journal")
+    words = ["calibrate", str(TINY), *data(2), *SMALL, "--dtype", "int3", "-o", str(out)]
+    assert status(*words, "--resume") == 2
+    assert f"there are no scores of an earlier run at {journal}" in capsys.readouterr().err
+    journal.write_text("scores")
+    for quiet in ([], ["-q"]):
+        assert status(*words, *quiet) == 2
+        told = f"{journal} holds the scores of an earlier run, which this one replaces; --resume would go on from them"
+        assert (told in capsys.readouterr().err) == (not quiet)
+    assert journal.read_text() == "scores"
 
 
 def with_tokenizer(folder: Path, model: Any) -> None:

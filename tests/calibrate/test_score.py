@@ -1,6 +1,7 @@
 """`calibrate.score`: the loss is the cross-entropy of the model's own logits, whatever is held in memory at once."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from calibrate import score
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel, rotating_with
-from calibrate.score import Bands, Score, nats_by_band, token_nll, tokens_by_band, windows_at_once
+from calibrate.model import LoadedModel, Room, rotating_with
+from calibrate.score import Bands, Score, nats_by_band, perplexity, token_nll, tokens_by_band, windows_at_once
 from ropecli.errors import NoResource
 from ropecli.frequencies import Frequencies
 
@@ -180,6 +181,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Exception) -> None:
     expected = nats_by_band(loaded(model), texts, bands)
     sizes: list[int] = []
     room = 3
+    told: list[str] = []
+    small = replace(loaded(model), room=Room(told.append))
 
     def crowded(module: Any, args: Any, kwargs: Any) -> None:
         del module, args
@@ -188,9 +191,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Exception) -> None:
             raise error
 
     model.model.register_forward_pre_hook(crowded, with_kwargs=True)
-    assert np.allclose(nats_by_band(loaded(model), texts, bands), expected, rtol=0, atol=1e-4)
+    assert np.allclose(nats_by_band(small, texts, bands), expected, rtol=0, atol=1e-4)
     assert sizes[:2] == [8, 4]
     assert max(sizes[2:]) <= room
+    sizes.clear()
+    assert np.allclose(nats_by_band(small, texts, bands), expected, rtol=0, atol=1e-4)
+    assert max(sizes) == 2, "what was learnt is forgotten"
+    assert len(told) == 1
+    assert told[0].startswith("out of memory with 8 windows of 32 tokens at once: goes on with fewer; --dtype bfloat16")
     room = 0
     with pytest.raises(NoResource, match="out of memory on one window of 32 tokens"):
         nats_by_band(loaded(model), texts, bands)
@@ -237,6 +245,15 @@ def test_scores_add_up_and_are_divided_once(a: Score, b: Score, c: Score) -> Non
     assert (a + b).nll == (a.nats + b.nats) / (a.tokens + b.tokens)
     if a.nll < 700:
         assert a.ppl == math.exp(a.nll)
+
+
+@pytest.mark.parametrize(
+    ("nll", "ppl"), [(1.0, math.e), (700.0, math.exp(700)), (800.0, math.inf), (math.inf, math.inf)]
+)
+def test_perplexity_is_the_exponential_or_infinite(nll: float, ppl: float) -> None:
+    """What no float holds is no large number that looks like one."""
+    assert perplexity(nll) == ppl
+    assert math.isnan(perplexity(math.nan))
 
 
 def test_a_mean_of_means_would_be_wrong() -> None:

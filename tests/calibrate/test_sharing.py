@@ -46,7 +46,14 @@ def found(factor: float, own: tuple[int, int], best: tuple[int, int], m: float, 
     space, length = Space(PLAIN, factor), round(256 * factor)
     documents = tuple(Document(f"d{i}", ((i,) * length,)) for i in range(16))
     bands = OBJECTIVE.bands(256, length)
-    task = Task(space, length, bands, Corpus(documents, length, 0, 0, blocks=False), documents[:8], documents[8:])
+    task = Task(
+        space,
+        length,
+        bands,
+        Corpus(documents, length, 0, 0, blocks=False, longest=length),
+        documents[:8],
+        documents[8:],
+    )
     bottom = space.frequencies(Point(*best, m))
     trials = Trials(Model(bottom, bands, noise), task.found, space, OBJECTIVE, bands, Budget(), lambda *_: None)
     return Found(task, trials, Model(bottom, task.finer, noise), Point(*own, m), complete=True)

@@ -1,6 +1,7 @@
 """`calibrate.statistics` and the verdict that stands on it: intervals are right, and nothing is claimed by chance."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,14 @@ from calibrate.statistics import (
 from calibrate.verdict import FEWEST_DOCUMENTS, verdict
 
 FOUND, DEFAULT = Point(2, 5, 1.05), Point(0, 7, 1.1386)
+
+
+def test_a_difference_in_words_has_an_interval_where_there_is_one() -> None:
+    """Two documents have one, a single one has none, and no infinity is shown."""
+    two = paired_difference(np.array([9.0, 10.0]), np.array([10.0, 11.5]), np.array([10, 10]))
+    assert re.fullmatch(r"-0\.1250 nats a token, 95 % interval -\d\.\d{4} to \+\d\.\d{4}", two.in_words)
+    one = paired_difference(np.array([9.0]), np.array([10.0]), np.array([10]))
+    assert one.in_words == "-0.1000 nats a token, without an interval"
 
 
 def test_three_documents_by_hand() -> None:
