@@ -245,11 +245,13 @@ def baked_to_json(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
     Raises BadCheckpoint where the config's word on the weights is damaged.
     """
-    # few checkpoints have either
+    folder = checkpoint.path
+    if "ropecli" not in checkpoint.config and (folder is None or not any(folder.glob("*rope?tables*"))):
+        return None
+    # few checkpoints have either, and start-up does not pay for them
     from ropecli.folding import folded_factors  # noqa: PLC0415
     from ropecli.table_check import NO_TABLES, baked  # noqa: PLC0415
 
-    folder = checkpoint.path
     tables = baked(folder, checkpoint) if folder is not None and folder.is_dir() else None
     factors = folded_factors(checkpoint.config, checkpoint.source)
     if tables is not None:

@@ -588,6 +588,15 @@ def test_inspect_previews_a_method(arguments, run, checkpoint, tmp_path, tree):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("options", [("--factor", "1e9"), ("--factor", "16777216"), ("--target-length", "2048m")])
+def test_a_length_that_nobody_serves_is_a_slip(run, checkpoint, tmp_path, options):
+    """A length given for the factor is refused, with a word on which option takes which."""
+    status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", "--rope-type", "yarn", *options)
+    assert status == 2
+    assert "more than any model serves" in stderr
+    assert "--target-length takes a number of tokens" in stderr
+
+
 def test_a_preview_shows_what_runtimes_would_make_of_it(run, checkpoint):
     """The rows are those of the config that convert would write, not of the one on the disk."""
     shown = json.loads(run("inspect", checkpoint, "--factor", "4", "--json")[1])

@@ -327,6 +327,15 @@ def test_found_in_what_cannot_be_read(rule: str, change: Mapping[str, Any]) -> N
     assert rule in ids(find_in_config(config, None))
 
 
+@pytest.mark.parametrize(("scout", "found"), [(1.0, False), (0.5, True)])
+def test_a_step_is_no_swap(scout: float, found: bool) -> None:
+    """Llama-4-Scout's equal bounds and Kimi-K2's equal betas are what these models were trained with."""
+    bounds = {"rope_scaling.low_freq_factor": 1.0, "rope_scaling.high_freq_factor": scout}
+    assert ("ROPE511" in ids(lint(DOCS.changed(CASES["bases"]["llama3"], bounds)))) == found
+    betas = {"rope_scaling.beta_slow": 1.0, "rope_scaling.beta_fast": scout}
+    assert ("ROPE404" in ids(lint(DOCS.changed(CASES["bases"]["yarn"], betas)))) == found
+
+
 @pytest.mark.parametrize("rule", ["ROPE506", "ROPE507", "ROPE508"])
 def test_broken_longrope_lists_are_found(rule: str) -> None:
     """Lists that are missing, too short or not positive are named although the config cannot be read."""

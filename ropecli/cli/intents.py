@@ -8,6 +8,9 @@ from ropecli.checkpoint import Checkpoint
 from ropecli.errors import BadUsage
 from ropecli.spec import LARGEST, SMALLEST, RopeSpec
 
+LONGEST_SERVED = 2**30
+"""Tokens: a length beyond a thousand million is a length that was given for a factor, or a slip of the finger."""
+
 if TYPE_CHECKING:
     from calibrate.calibration import Calibrated
 
@@ -41,6 +44,12 @@ def by_hand(
                 f"expected a factor of at least 1, found {'nothing' if scale is None else f'{scale:g}'}",
                 where="--factor" if target is None else "--target-length",
                 hint=f"the original length is {trained} tokens; --factor 4 would serve {4 * trained}",
+            )
+        if scale is not None and scale * trained > LONGEST_SERVED:
+            raise BadUsage(
+                f"{scale:g} times {trained} is {scale * trained:.4g} tokens, more than any model serves",
+                where="--factor" if target is None else "--target-length",
+                hint="--factor is a multiple of the original length; --target-length takes a number of tokens",
             )
         scaling = scaling_by_hand(rope_type, spec, 1.0 if scale is None else scale, **parameters)
         intent[rope.name] = extended(spec, scaling, original)

@@ -101,7 +101,9 @@ def _name(config: Json) -> str:
 
 
 def _mentions_rope(text: Json) -> bool:
-    """MPT and others rotate only where their config says so."""
+    """MPT and others rotate only where their config says so; Grok-2 calls itself `git`, as a captioner does."""
+    if text.get("model_type") == "git" and text.get("rope_theta") is not None:
+        return True
     attention = text.get("attn_config")
     return isinstance(attention, Mapping) and attention.get("rope") is True
 

@@ -70,7 +70,7 @@ SWAPPED = Rule(
     id="ROPE404",
     severity="error",
     title="The betas are swapped",
-    what="beta_slow (α) is not below beta_fast (β).",
+    what="beta_slow (α) is above beta_fast (β).",
     effect=(
         "The ramp runs backwards: fast pairs, which tell neighbours apart, are slowed down, and slow pairs are "
         "kept. ggml clamps the ramp to a step instead."
@@ -166,6 +166,19 @@ MROPE = Rule(
     source="vLLM 8d9b52f7 mrope.py, executed: an original length of 2048 gave the ramp of 8192.",
 )
 
+STEP = Rule(
+    id="ROPE412",
+    severity="warning",
+    title="A step instead of a ramp",
+    what="beta_fast and beta_slow are equal.",
+    effect=(
+        "Readers that round make a step between two neighbouring pairs of it; ONNX Runtime GenAI, which does not, "
+        "stops; llama.cpp, TGI and ExLlamaV2 read no betas and make the usual ramp."
+    ),
+    fix="A model trained so (Kimi-K2) must keep it; else give beta_fast the larger number.",
+    source="transformers 5.24 and MLX-LM 0.32.2, executed; ONNX Runtime GenAI a0c04eb1, whose assertion it is.",
+)
+
 
 def _yarns(ctx: Context) -> Iterator[tuple[Block, LayerRope, Yarn]]:
     """The YaRN objects that could be read, with their meaning."""
@@ -235,10 +248,16 @@ def _beta_unset(ctx: Context) -> Iterator[Finding]:
 def _swapped(ctx: Context) -> Iterator[Finding]:
     for block in ctx.of_kind("yarn"):
         fast, slow = block.number("beta_fast") or 32.0, block.number("beta_slow") or 1.0
-        if slow >= fast:
+        if slow > fast:
             message = f"beta_slow = {shown(slow)}, beta_fast = {shown(fast)} in {block.paths[0]}"
-            fix = block.set({"beta_fast": slow, "beta_slow": fast}) if slow > fast else {}
-            yield SWAPPED.found(message, fix)
+            yield SWAPPED.found(message, block.set({"beta_fast": slow, "beta_slow": fast}))
+
+
+def _step(ctx: Context) -> Iterator[Finding]:
+    for block in ctx.of_kind("yarn"):
+        fast, slow = block.number("beta_fast"), block.number("beta_slow")
+        if fast and fast == slow:
+            yield STEP.found(block.says("beta_fast", "beta_slow"))
 
 
 def _fast_alone(ctx: Context) -> Iterator[Finding]:
@@ -314,4 +333,5 @@ CHECKS: Checks = (
     (NOT_ROUNDED, _not_rounded),
     (SHORT_TEXTS, _short_texts),
     (MROPE, _mrope),
+    (STEP, _step),
 )

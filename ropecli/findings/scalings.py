@@ -139,8 +139,8 @@ LLAMA3_SWAPPED = Rule(
     id="ROPE511",
     severity="error",
     title="llama3's bounds are swapped",
-    what="low_freq_factor is not below high_freq_factor.",
-    effect="The ramp between slowed and kept pairs runs backwards, or is a step where the two are equal.",
+    what="low_freq_factor is above high_freq_factor.",
+    effect="The ramp between slowed and kept pairs runs backwards. Equal bounds are a step, as Llama-4-Scout has it.",
     fix="Write the larger number as high_freq_factor.",
     source="transformers 5.23 only warns.",
 )
@@ -260,8 +260,8 @@ def _llama3_bounds(ctx: Context) -> Iterator[Finding]:
 def _llama3_swapped(ctx: Context) -> Iterator[Finding]:
     for block in ctx.of_kind("llama3"):
         low, high = block.number("low_freq_factor"), block.number("high_freq_factor")
-        if low is not None and high is not None and low >= high:
-            fix = block.set({"low_freq_factor": high, "high_freq_factor": low}) if low > high else {}
+        if low is not None and high is not None and low > high:
+            fix = block.set({"low_freq_factor": high, "high_freq_factor": low})
             yield LLAMA3_SWAPPED.found(block.says("low_freq_factor", "high_freq_factor"), fix)
 
 
