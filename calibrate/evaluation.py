@@ -326,7 +326,7 @@ def evaluate(
     request: Request,
     observe: Callable[[Row], None],
     read: Callable[[Sequence[Source]], None] = lambda _: None,
-    say: Callable[[str], object] = str,
+    say: Callable[[str], object] = lambda _: None,
 ) -> tuple[Row, ...]:
     """One row a (checkpoint, method, length), in the order asked for; `observe` is told each as it is known.
 

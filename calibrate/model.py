@@ -67,7 +67,7 @@ class Room:
     tokens  the most that are scored at once from then on; None as long as it has not run out
     """
 
-    tell: Callable[[str], object] = str
+    tell: Callable[[str], object] = lambda _: None
     tokens: int | None = None
 
     def ran_out(self, windows: int, length: int) -> int:
@@ -293,7 +293,8 @@ def load_tokenizer(source: str, settings: Settings) -> Tokenizer:
             return Encoded(found.ids, found.word_ids, [start for start, _ in found.offsets])
 
         def encode(text: str, most: int | None = None) -> list[int]:
-            return encoded_in_pieces(whole, piece, text, most) if tokenizer.is_fast else whole(text)
+            in_pieces = getattr(tokenizer, "is_fast", False)
+            return encoded_in_pieces(whole, piece, text, most) if in_pieces else whole(text)
 
         with_specials = tokenizer("a", verbose=False).input_ids
     opens_with_bos = bool(with_specials) and with_specials[0] == tokenizer.bos_token_id

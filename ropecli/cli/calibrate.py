@@ -186,15 +186,15 @@ def calibrate_command(
             render.show_cost(plan)
         return
     content = calibration.to_json()
-    if output is None or as_json:
-        if as_json:
-            render.emit_json(content)
-        else:
-            render.emit(render.json_text(content))
+    # the file first: whoever reads standard output may go away
     if output is not None:
         write_whole(render.json_text(content), output, force=force)
     if journal is not None and signal_number is None:
         journal.unlink(missing_ok=True)
+    if as_json:
+        render.emit_json(content)
+    elif output is None:
+        render.emit(render.json_text(content))
     render.show_calibration(calibration, quiet=quiet)
     if report is not None or plot is not None:
         # what was typed is not of the result: the same run with another --output gives the same file

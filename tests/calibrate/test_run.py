@@ -920,6 +920,21 @@ def test_a_report_and_a_figure_come_with_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_file_is_there_when_the_reader_of_standard_output_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`calibrate -o FILE --json | head`: 141, and the file as if nobody had been listening."""
+
+    def gone(_: object) -> None:
+        raise render.ReaderGone
+
+    monkeypatch.setattr(render, "emit_json", gone)
+    words = [*data(2), *SMALL, "--max-evals", "1", "-q", "--json", "-o", str(tmp_path / "out.json")]
+    assert status("calibrate", str(TINY), *words) == 141
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    assert json.loads((tmp_path / "out.json").read_text("utf-8"))["kind"] == "ropecli.calibration"
+
+
 def test_the_log_of_trials(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In a file a line a trial; on a terminal of 80 columns the last, the best, what is left and for how long."""
     first, second = Trial(Point(0, 7, 1.1386), 3.366, 1, 255, 0.1), Trial(Point(3.25, 8.5, 1.05), 3.1108, 12, 255, 0.1)
