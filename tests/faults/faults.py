@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -266,8 +266,8 @@ def both(conversion: Conversion, count: int) -> Row:
     return row
 
 
-def calibrations(count: int) -> Row:
-    """calibrate is killed, resumed, and compared with a run that was left alone."""
+def calibrations(count: int) -> Iterator[Row]:
+    """calibrate is killed, resumed, and compared with a run that was left alone; the row after each of them."""
     from transformers.models.llama import modeling_llama  # noqa: F401, PLC0415
 
     import calibrate.run  # noqa: F401, PLC0415 - before the forks
@@ -308,7 +308,7 @@ def calibrations(count: int) -> Row:
             row.wrong.append("the resumed run leaves something behind")
         if content(model) != before:
             row.wrong.append("the source changed")
-    return row
+        yield row
 
 
 def small_model(folder: Path) -> Path:
@@ -399,7 +399,7 @@ def main() -> None:
     words = f"--kills {options.kills} --calibrations {options.calibrations}"
 
     def add(row: Row) -> None:
-        rows.append(row.line())
+        rows[:] = [line for line in rows if not line.startswith(f"| {row.what} |")] + [row.line()]
         print(row.line(), flush=True)
         options.output.write_text(page(words, rows))  # whatever ends it, what was tried is written down
 
@@ -418,7 +418,8 @@ def main() -> None:
     if options.only in SMALL_DISKS:
         add(small_disks())
     if options.only in CALIBRATIONS:
-        add(calibrations(options.calibrations))
+        for row in calibrations(options.calibrations):
+            add(row)
 
 
 def page(words: str, rows: Sequence[str]) -> str:
