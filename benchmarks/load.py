@@ -2,7 +2,8 @@
 
     python benchmarks/load.py [--scale 1.0]
 
-`--scale 0.1` does a tenth of it. Peak memory is of the processes that ran, in MB resident.
+`--scale 0.1` does a tenth of it. Seconds are those of the processor, user and system, of all processes that ran; peak
+memory is of the largest of them, in MB resident.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,16 +25,15 @@ YARN = ("--rope-type", "yarn", "--factor", "4", "--quiet")
 
 
 def timed(*command: object) -> tuple[float, float]:
-    """Seconds, and MB resident at most, of a process and what it starts; its output is thrown away."""
+    """Processor seconds, and MB resident at most, of a process and what it starts; its output is thrown away."""
     code = "import resource, subprocess, sys; c = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL);"
-    code += "print(c, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    began = time.monotonic()
+    code += "u = resource.getrusage(resource.RUSAGE_CHILDREN); print(c, u.ru_utime + u.ru_stime, u.ru_maxrss)"
     words = [sys.executable, "-c", code, *map(str, command)]
     done = subprocess.run(words, env=ENV, check=True, stdout=subprocess.PIPE, text=True)
-    status, kilobytes = map(int, done.stdout.split())
-    if status:
+    status, seconds, kilobytes = done.stdout.split()
+    if status != "0":
         sys.exit(f"{command} ended with {status}")
-    return time.monotonic() - began, kilobytes / 1024
+    return float(seconds), int(kilobytes) / 1024
 
 
 def ropecli(*arguments: object) -> tuple[float, float]:
@@ -98,18 +97,16 @@ def many_tensors(place: Path, count: int) -> None:
 def at_once(place: Path, inspects: int, converts: int) -> None:
     """Processes side by side, as many at a time as there are cores, and all that convert from one source."""
     cores = os.cpu_count() or 1
-    began = time.monotonic()
     with ThreadPoolExecutor(4 * cores) as pool:
         found = list(pool.map(lambda _: ropecli("inspect", TINY, "--json"), range(inspects)))
     more = f"{4 * cores} at a time"
-    line(f"{inspects} inspects", time.monotonic() - began, max(memory for _, memory in found), more)
-    began = time.monotonic()
+    line(f"{inspects} inspects", sum(s for s, _ in found), max(memory for _, memory in found), more)
     with ThreadPoolExecutor(converts) as pool:
         found = list(pool.map(lambda n: ropecli("convert", TINY, "-o", place / str(n), *YARN), range(converts)))
     if len(list(place.iterdir())) != converts:
         sys.exit("a conversion is missing")
     memory = max(memory for _, memory in found)
-    line(f"{converts} converts from one source", time.monotonic() - began, memory, "all at once")
+    line(f"{converts} converts from one source", sum(s for s, _ in found), memory, "all at once")
 
 
 TRIALS = """

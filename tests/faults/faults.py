@@ -1,6 +1,8 @@
 """Kill, interrupt and starve convert and calibrate, and look at what is left: writes docs/reliability.md.
 
-    python tests/faults/faults.py [--kills 15] [--calibrations 100] [--output docs/reliability.md]
+    python tests/faults/faults.py [--kills 15] [--calibrations 100] [--only TEXT] [--output docs/reliability.md]
+
+`--only calibrate`, or `--only "a GGUF"`, does those rows again and keeps the others.
 
 Every run is a fork of this process, which has imported everything: so the fault falls into the work and not into the
 start of Python. A C library in front of libc (faulty_writes.c; needs gcc) makes the n-th write fail, for every n, and
@@ -17,6 +19,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +37,8 @@ TINY = ROOT / "examples" / "tiny"
 YARN = ("--rope-type", "yarn", "--factor", "4", "--quiet")
 MOST = 3
 """Runs for each one that a signal is to hit, at most."""
+CALIBRATIONS = "`calibrate`: SIGKILL at a random moment, then `--resume`"
+SMALL_DISKS = "`convert` --weights copy onto a tmpfs of 100 KiB to 8 MiB"
 SHIM = "ROPECLI_FAULTY_WRITES"
 
 
@@ -261,14 +266,14 @@ def both(conversion: Conversion, count: int) -> Row:
     return row
 
 
-def calibrations(count: int) -> Row:
-    """calibrate is killed, resumed, and compared with a run that was left alone."""
+def calibrations(count: int) -> Iterator[Row]:
+    """calibrate is killed, resumed, and compared with a run that was left alone; the row after each of them."""
     from transformers.models.llama import modeling_llama  # noqa: F401, PLC0415
 
     import calibrate.run  # noqa: F401, PLC0415 - before the forks
     from ropecli.staging import is_staging  # noqa: PLC0415
 
-    row = Row("`calibrate`: SIGKILL at a random moment, then `--resume`")
+    row = Row(CALIBRATIONS)
     place = Path(tempfile.mkdtemp(prefix="ropecli-faults-"))
     model = small_model(place / "model")
     texts = ROOT / "examples" / "text" / "calibration"
@@ -304,7 +309,7 @@ def calibrations(count: int) -> Row:
             row.wrong.append("the resumed run leaves something behind")
         if content(model) != before:
             row.wrong.append("the source changed")
-    return row
+        yield row
 
 
 def small_model(folder: Path) -> Path:
@@ -323,7 +328,7 @@ def small_model(folder: Path) -> Path:
 
 def small_disks() -> Row:
     """A file system that is too small, for many sizes."""
-    row = Row("`convert` --weights copy onto a tmpfs of 100 KiB to 8 MiB")
+    row = Row(SMALL_DISKS)
     disk = Path(tempfile.mkdtemp(prefix="ropecli-disk-"))
     for kibibytes in (100, 200, 400, 1000, 3000, 5000, 5600, 5700, 5750, 5800, 6000, 8000):
         size = f"size={kibibytes}k"
@@ -354,7 +359,7 @@ What was done to `convert` and `calibrate`, and what was found afterwards. Print
 python tests/faults/faults.py {words}
 ```
 
-on {date}, in {minutes:.0f} minutes: {convert} runs of `convert` and {calibrate} of `calibrate` ended by SIGKILL. Of the
+on {date}: {convert} runs of `convert` and {calibrate} of `calibrate` ended by SIGKILL. Of the
 signals, three of four were sent at a random moment after a run's first effect on the disk, the others at any moment.
 After every run: is the source byte-equal, is the output absent or does `inspect --verify --check` accept it, is nothing
 left beside it, does the same command go through now? After a SIGKILL a folder `.OUT.ropecli-…` may lie beside the
@@ -377,6 +382,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=15, help="SIGKILLs of convert, for each way to convert")
     parser.add_argument("--calibrations", type=int, default=100, help="SIGKILLs of calibrate")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "reliability.md")
+    parser.add_argument("--only", default="", help="the rows with this in their name; the others stay as they are")
     options = parser.parse_args()
     if SHIM not in os.environ:
         library = Path(tempfile.mkdtemp()) / "faulty_writes.so"
@@ -387,18 +393,20 @@ def main() -> None:
     import ropecli.table_check  # noqa: F401, PLC0415
 
     random.seed(0)
-    began = time.monotonic()
     gguf = tiny_gguf(Path(tempfile.mkdtemp()))
-    rows: list[Row] = []
+    old = options.output.read_text().splitlines() if options.only else []
+    rows = [line for line in old if line.startswith("| `") and options.only not in line.split("|")[1]]
 
     words = f"--kills {options.kills} --calibrations {options.calibrations}"
 
     def add(row: Row) -> None:
-        rows.append(row)
+        rows[:] = [line for line in rows if not line.startswith(f"| {row.what} |")] + [row.line()]
         print(row.line(), flush=True)
-        options.output.write_text(page(words, began, rows))  # whatever ends it, what was tried is written down
+        options.output.write_text(page(words, rows))  # whatever ends it, what was tried is written down
 
     for way in WAYS:
+        if options.only not in f"`convert` {way}":
+            continue
         conversion = Conversion(way, gguf)
         add(killed(conversion, options.kills, signal.SIGKILL))
         for how in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -408,19 +416,26 @@ def main() -> None:
         if "--force" not in way and way != "--in-place":
             add(both(conversion, max(options.kills // 5, 1)))
         shutil.rmtree(conversion.place)
-    add(small_disks())
-    add(calibrations(options.calibrations))
+    if options.only in SMALL_DISKS:
+        add(small_disks())
+    if options.only in CALIBRATIONS:
+        for row in calibrations(options.calibrations):
+            add(row)
 
 
-def page(words: str, began: float, rows: Sequence[Row]) -> str:
+def page(words: str, rows: Sequence[str]) -> str:
     """docs/reliability.md."""
+
+    def killed(verb: str) -> int:
+        return sum(int(n) for row in rows if row.startswith(f"| `{verb}`") for n in re.findall(r" -9: (\d+)", row))
+
+    order = [f"| `convert` {way}:" for way in WAYS] + [f"| {SMALL_DISKS}", f"| {CALIBRATIONS}"]
     return PAGE.format(
         words=words,
         date=time.strftime("%Y-%m-%d"),
-        minutes=(time.monotonic() - began) / 60,
-        convert=sum(row.statuses[-signal.SIGKILL] for row in rows if row.what.startswith("`convert`")),
-        calibrate=sum(row.statuses[-signal.SIGKILL] for row in rows if row.what.startswith("`calibrate`")),
-        rows="\n".join(row.line() for row in rows),
+        convert=killed("convert"),
+        calibrate=killed("calibrate"),
+        rows="\n".join(sorted(rows, key=lambda row: [not row.startswith(start) for start in order])),
     )
 
 
