@@ -11,13 +11,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ropecli import __version__, render
+from ropecli import __version__
 from ropecli.cli import loading
 from ropecli.cli.calibrate import calibrate_command
 from ropecli.cli.convert import convert_command
 from ropecli.cli.evaluate import evaluate_command
 from ropecli.cli.inspect import inspect_command
 from ropecli.errors import BadUsage, NoResource, RopeError
+from ropecli.render import terminal
 
 app = typer.Typer(
     name="ropecli",
@@ -39,7 +40,7 @@ PATIENCE = 2.0
 
 def _version(wanted: bool) -> None:
     if wanted:
-        render.emit(f"ropecli {__version__}\n")
+        terminal.emit(f"ropecli {__version__}\n")
         raise typer.Exit
 
 
@@ -68,7 +69,7 @@ for name, command, help_line in (
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the status that the contract gives."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with render.steady_streams(), _ending_on_signals():
+    with terminal.steady_streams(), _ending_on_signals():
         status = _run(arguments)
     sys.exit(status)
 
@@ -112,11 +113,11 @@ def _run(arguments: list[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
         result = app(arguments, prog_name="ropecli", standalone_mode=False, obj=arguments)
-    except render.ReaderGone:
-        return render.PIPE_CLOSED
+    except terminal.ReaderGone:
+        return terminal.PIPE_CLOSED
     except SystemExit as stop:
         # typer and rich stop with 1 when the reader of their help is gone; nothing else here raises it
-        return render.PIPE_CLOSED if stop.code == 1 else int(stop.code or 0)
+        return terminal.PIPE_CLOSED if stop.code == 1 else int(stop.code or 0)
     except typer.TyperException as error:
         if not arguments:
             return BadUsage.exit_status  # the help is on the screen already
@@ -144,11 +145,11 @@ def _run(arguments: list[str]) -> int:
         time.sleep(PATIENCE)
         return failure.exit_status
     try:
-        render.show_error(failure, as_json=as_json, findings=failure.findings)
-    except render.ReaderGone:
-        return render.PIPE_CLOSED
+        terminal.show_error(failure, as_json=as_json, findings=failure.findings)
+    except terminal.ReaderGone:
+        return terminal.PIPE_CLOSED
     except NoResource as full:
-        render.show_error(full, as_json=False)
+        terminal.show_error(full, as_json=False)
         return full.exit_status
     return failure.exit_status
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ropecli import options, render
+from ropecli import options
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.cli import intents, loading, outputs
 from ropecli.errors import BadUsage, RopeError
+from ropecli.render import terminal
+from ropecli.render.calibration import TrialLog, show_calibration, show_cost
 from ropecli.staging import write_whole
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ def calibrate_command(
     loading.quiet_libraries(verbose=verbose)
     if trust_remote_code:
         loading.name_remote_code([model])
-    with render.data_only(), loading.ranks(tensor_parallel, data, output), render.TrialLog(quiet=quiet) as log:
+    with terminal.data_only(), loading.ranks(tensor_parallel, data, output), TrialLog(quiet=quiet) as log:
         from calibrate import run  # noqa: PLC0415 - torch takes seconds
         from calibrate.journal import journal_path  # noqa: PLC0415
         from calibrate.model import Settings  # noqa: PLC0415
@@ -181,21 +183,21 @@ def calibrate_command(
         return
     if plan_only:
         if as_json:
-            render.emit_json(plan.to_json())
+            terminal.emit_json(plan.to_json())
         else:
-            render.show_cost(plan)
+            show_cost(plan)
         return
     content = calibration.to_json()
     # the file first: whoever reads standard output may go away
     if output is not None:
-        write_whole(render.json_text(content), output, force=force)
+        write_whole(terminal.json_text(content), output, force=force)
     if journal is not None and signal_number is None:
         journal.unlink(missing_ok=True)
     if as_json:
-        render.emit_json(content)
+        terminal.emit_json(content)
     elif output is None:
-        render.emit(render.json_text(content))
-    render.show_calibration(calibration, quiet=quiet)
+        terminal.emit(terminal.json_text(content))
+    show_calibration(calibration, quiet=quiet)
     if report is not None or plot is not None:
         # what was typed is not of the result: the same run with another --output gives the same file
         drawn = {**content, "command": outputs.command_line(context)}
@@ -208,10 +210,10 @@ def calibrate_command(
 def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:
     """A line on the scores of an earlier run, where something else happens to them than one may expect."""
     if resume and not journal.exists():
-        render.say(f"there are no scores of an earlier run at {journal}: it starts from the beginning", quiet=quiet)
+        terminal.say(f"there are no scores of an earlier run at {journal}: it starts from the beginning", quiet=quiet)
     elif not resume and journal.exists():
         ways = "--resume would go on from them, another --output keeps them"
-        render.say(f"{journal} holds the scores of an earlier run, which this one replaces; {ways}", quiet=quiet)
+        terminal.say(f"{journal} holds the scores of an earlier run, which this one replaces; {ways}", quiet=quiet)
 
 
 def _draw_calibration(
@@ -232,10 +234,10 @@ def _draw_calibration(
 
         length = content["rope"]["original_max_position_embeddings"]
         plot_loss_by_position(calibration_curves(content, where), plot, length)
-        render.say(f"wrote {plot}", quiet=quiet)
+        terminal.say(f"wrote {plot}", quiet=quiet)
     if report is not None:
         write_whole(calibration_page(content, _to_paste(checkpoint, content), where), report, force=force)
-        render.say(f"wrote {report}", quiet=quiet)
+        terminal.say(f"wrote {report}", quiet=quiet)
 
 
 def _to_paste(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
@@ -248,6 +250,6 @@ def _to_paste(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
         intent = intents.of_calibration(checkpoint, calibrated_from_json(content, "the calibration"), "full")
         if checkpoint.format == "gguf":
             return "\n".join(f"{edit.key} = {edit.new}" for edit in plan_gguf(checkpoint, intent).edits)
-        return render.json_text(nested_members(plan(checkpoint, intent).edits)).rstrip("\n")
+        return terminal.json_text(nested_members(plan(checkpoint, intent).edits)).rstrip("\n")
     except RopeError as error:
         return f"convert refuses: {error.message}" + (f" ({error.hint})" if error.hint else "")

@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ropecli import options, render
+from ropecli import options
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.cli import intents
 from ropecli.errors import BadCalibration, BadUsage, OutputExists
+from ropecli.render import terminal
+from ropecli.render.conversion import (
+    conversion_to_json,
+    gguf_to_json,
+    show_disagreements,
+    show_gguf_plan,
+    show_gguf_receipt,
+    show_plan,
+    show_receipt,
+)
 from ropecli.spec import RopeSpec
 
 if TYPE_CHECKING:
@@ -216,25 +226,25 @@ def convert_command(
     if dry_run:
         files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
         if as_json:
-            render.emit_json(render.conversion_to_json(conversion, None, others))
+            terminal.emit_json(conversion_to_json(conversion, None, others))
         else:
-            render.show_plan(conversion, new_bytes, files)
+            show_plan(conversion, new_bytes, files)
             _note(forced, quiet=quiet)
-            render.show_disagreements(others, quiet=quiet)
+            show_disagreements(others, quiet=quiet)
         return
     if output is None:
         receipt = writer.rewrite_in_place(conversion, force=force)
     else:
         receipt = writer.write(conversion, output, weights=weights, force=force)  # type: ignore[arg-type]
     if as_json:
-        render.emit_json(render.conversion_to_json(conversion, receipt, others))
-    render.show_receipt(conversion, receipt, quiet=quiet or as_json)
-    render.show_disagreements(others, quiet=quiet or as_json)
+        terminal.emit_json(conversion_to_json(conversion, receipt, others))
+    show_receipt(conversion, receipt, quiet=quiet or as_json)
+    show_disagreements(others, quiet=quiet or as_json)
 
 
 def _note(text: str, *, quiet: bool) -> None:
     if text:
-        render.say(f"note: {text}", quiet=quiet)
+        terminal.say(f"note: {text}", quiet=quiet)
 
 
 def _with_tables(conversion: "Conversion", request: "BakeRequest | None", folder: Path) -> "Conversion":
@@ -261,10 +271,10 @@ def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_
         raise BadUsage(f"a {checkpoint.format} checkpoint has no such flags", where=checkpoint.source)
     line = line_for(name, Serving(checkpoint.config, checkpoint.ropes, intent))
     if as_json:
-        render.emit_json({"schema_version": 1, "source": checkpoint.source, "runtime": name, "flags": line})
+        terminal.emit_json({"schema_version": 1, "source": checkpoint.source, "runtime": name, "flags": line})
     else:
-        render.emit(line + "\n")
-        render.say(f"goes into: {USAGE[name]}", quiet=quiet)
+        terminal.emit(line + "\n")
+        terminal.say(f"goes into: {USAGE[name]}", quiet=quiet)
 
 
 def _refuse_for_gguf(*, in_place: bool, bake: str | None) -> None:
@@ -290,14 +300,14 @@ def _convert_gguf(
     if dry_run or output is None:
         size = size_of(conversion)
         if as_json:
-            render.emit_json(render.gguf_to_json(conversion, None, size))
+            terminal.emit_json(gguf_to_json(conversion, None, size))
         else:
-            render.show_gguf_plan(conversion, size)
+            show_gguf_plan(conversion, size)
         return
     receipt = write_gguf(conversion, output, force=force)
     if as_json:
-        render.emit_json(render.gguf_to_json(conversion, receipt, receipt.new_bytes))
-    render.show_gguf_receipt(conversion, receipt, quiet=quiet or as_json)
+        terminal.emit_json(gguf_to_json(conversion, receipt, receipt.new_bytes))
+    show_gguf_receipt(conversion, receipt, quiet=quiet or as_json)
 
 
 def _runtimes(text: str | None) -> tuple[str, ...]:

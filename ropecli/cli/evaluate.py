@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ropecli import options, render
+from ropecli import options
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import loading, outputs
 from ropecli.errors import BadUsage
+from ropecli.render import terminal
+from ropecli.render.evaluation import (
+    checkpoint_to_json,
+    curves,
+    passkey_to_json,
+    row_to_json,
+    show_passkeys,
+    show_positions,
+    show_rows,
+)
 from ropecli.staging import write_whole
 
 if TYPE_CHECKING:
@@ -117,7 +127,7 @@ def evaluate_command(
     if trust_remote_code:
         loading.name_remote_code(models)
     sources: list[Any] = []
-    with render.data_only(), loading.ranks(tensor_parallel, data or (), None):
+    with terminal.data_only(), loading.ranks(tensor_parallel, data or (), None):
         from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
         from calibrate.model import Settings  # noqa: PLC0415
 
@@ -142,9 +152,9 @@ def evaluate_command(
         else:
             rows = evaluation.evaluate(
                 request,
-                lambda row: render.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
+                lambda row: terminal.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
                 sources.extend,
-                lambda text: render.say(text, quiet=quiet),
+                lambda text: terminal.say(text, quiet=quiet),
             )
     if not loading.speaks():
         return
@@ -153,26 +163,26 @@ def evaluate_command(
         return
     if as_json:
         for row in rows:
-            render.emit_json(render.row_to_json(row))
+            terminal.emit_json(row_to_json(row))
     else:
-        render.show_rows(rows)
+        show_rows(rows)
         if window is not None:
-            render.show_positions(rows)
+            show_positions(rows)
     if plot is not None:
         from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
 
-        plot_loss_by_position(render.curves(rows), plot, rows[0].original_length)
-        render.say(f"wrote {plot}", quiet=quiet)
+        plot_loss_by_position(curves(rows), plot, rows[0].original_length)
+        terminal.say(f"wrote {plot}", quiet=quiet)
     if report is not None:
         from calibrate.run import versions  # noqa: PLC0415
         from ropecli.report.evaluation import evaluation_page  # noqa: PLC0415 - only for a report
 
-        lines = [render.row_to_json(row) for row in rows]
-        checkpoints = [render.checkpoint_to_json(read_checkpoint(model)) for model in models]
+        lines = [row_to_json(row) for row in rows]
+        checkpoints = [checkpoint_to_json(read_checkpoint(model)) for model in models]
         data_files = [asdict(source) for source in sources]
         page = evaluation_page(lines, checkpoints, data_files, versions(), outputs.command_line(context))
         write_whole(page, report, force=force)
-        render.say(f"wrote {report}", quiet=quiet)
+        terminal.say(f"wrote {report}", quiet=quiet)
 
 
 def _retrieve(request: "Request", trials: int, *, quiet: bool) -> "tuple[PasskeyRow, ...]":
@@ -181,7 +191,7 @@ def _retrieve(request: "Request", trials: int, *, quiet: bool) -> "tuple[Passkey
     return retrieve(
         request,
         trials,
-        lambda row: render.say(
+        lambda row: terminal.say(
             f"{row.model} {row.method} {row.length} at {row.depth:.0%}: {row.found} of {row.trials}", quiet=quiet
         ),
     )
@@ -190,6 +200,6 @@ def _retrieve(request: "Request", trials: int, *, quiet: bool) -> "tuple[Passkey
 def _show_passkeys(rows: "tuple[PasskeyRow, ...]", *, as_json: bool) -> None:
     if as_json:
         for row in rows:
-            render.emit_json(render.passkey_to_json(row))
+            terminal.emit_json(passkey_to_json(row))
     else:
-        render.show_passkeys(rows)
+        show_passkeys(rows)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ropecli import options, render
+from ropecli import options
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import intents, outputs
 from ropecli.errors import BadUsage, CheckFailed, RopeError
@@ -19,6 +19,8 @@ from ropecli.inspection import (
     tokenizer_config,
     weight_problems,
 )
+from ropecli.render import terminal
+from ropecli.render.inspection import show_changes, show_inspection
 
 
 def inspect_command(
@@ -78,23 +80,23 @@ def inspect_command(
             failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
             if diff is not None:
                 changes = differences(inspection, inspect(read_checkpoint(diff)))
-                render.show_changes(changes, model, diff, as_json=as_json)
+                show_changes(changes, model, diff, as_json=as_json)
             elif as_json:
-                render.emit_json(inspection_to_json(inspection))
+                terminal.emit_json(inspection_to_json(inspection))
             else:
-                render.show_inspection(inspection, quiet=quiet)
+                show_inspection(inspection, quiet=quiet)
             if plot is not None:
                 from ropecli.plots import plot_wavelengths  # noqa: PLC0415 - matplotlib is slow, and an extra
 
                 plot_wavelengths(inspection.ropes, plot)
             if failures:
-                render.show_failures(model, failures)
+                terminal.show_failures(model, failures)
                 status = max(status, CheckFailed.exit_status)
         except RopeError as error:
             if len(models) == 1:
                 error.findings = broken_findings(model)
                 raise
-            render.show_error(error, as_json=as_json, findings=broken_findings(model))
+            terminal.show_error(error, as_json=as_json, findings=broken_findings(model))
             status = max(status, error.exit_status)
     if status:
         raise typer.Exit(status)

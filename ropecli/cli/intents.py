@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ropecli import options, render
+from ropecli import options
 from ropecli.checkpoint import Checkpoint
 from ropecli.errors import BadUsage
+from ropecli.render import terminal
 from ropecli.spec import LARGEST, SMALLEST, RopeSpec
 
 LONGEST_SERVED = 2**30
@@ -68,9 +69,9 @@ def say_where_models_differ(checkpoint: Checkpoint, found: "Calibrated", where: 
     """A note on standard error where a calibration was made for another model or another config."""
     if found.model_type != checkpoint.model_type:
         note = f"note: {where} was calibrated for a {found.model_type} model, this is a {checkpoint.model_type}"
-        render.say(note, quiet=quiet)
+        terminal.say(note, quiet=quiet)
     elif found.config_sha256 not in ("", checkpoint.config_sha256):
-        render.say(f"note: {where} was calibrated for another config than this checkpoint's", quiet=quiet)
+        terminal.say(f"note: {where} was calibrated for another config than this checkpoint's", quiet=quiet)
 
 
 def of_calibration(checkpoint: Checkpoint, found: "Calibrated", layers: Any) -> dict[str, RopeSpec]:

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropecli import render
 from ropecli.checkpoint import read_checkpoint
 from ropecli.errors import BadUsage
+from ropecli.render import terminal
 
 if TYPE_CHECKING:
     pass
@@ -44,7 +44,7 @@ def name_remote_code(models: Sequence[str]) -> None:
 
     for model in models:
         files = files_that_would_run(read_checkpoint(model))
-        render.say(f"--trust-remote-code runs code of {model}: {', '.join(files) or 'none that its configs name'}")
+        terminal.say(f"--trust-remote-code runs code of {model}: {', '.join(files) or 'none that its configs name'}")
 
 
 def quiet_libraries(*, verbose: bool) -> None:
@@ -58,7 +58,7 @@ def quiet_libraries(*, verbose: bool) -> None:
 
     def escaped(*details: Any, **more: Any) -> logging.LogRecord:
         made = record(*details, **more)
-        made.msg, made.args = "\n".join(map(render.printable, made.getMessage().split("\n"))), ()
+        made.msg, made.args = "\n".join(map(terminal.printable, made.getMessage().split("\n"))), ()
         return made
 
     logging.setLogRecordFactory(escaped)

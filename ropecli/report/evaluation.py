@@ -5,7 +5,7 @@ from itertools import cycle, groupby
 from typing import Any
 
 from ropecli.plots import METHOD_STROKES, method_look
-from ropecli.render import printable
+from ropecli.render.terminal import printable
 from ropecli.report import figures
 from ropecli.report.figures import NAMES, Line, tokens_text
 from ropecli.report.page import (

@@ -21,10 +21,10 @@ from calibrate.evaluation import Request, Row, evaluate
 from calibrate.model import Settings, load, rotating_with
 from calibrate.objective import Point, Space, method
 from calibrate.statistics import paired_difference
-from ropecli import render
 from ropecli.cli import main
 from ropecli.errors import BadCalibration, BadCheckpoint, BadData, BadUsage
 from ropecli.frequencies import frequencies
+from ropecli.render.evaluation import show_rows
 from ropecli.spec import Longrope, RopeSpec, Scaling
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -409,7 +409,7 @@ def test_a_loss_beyond_all_bounds_stays_in_its_column(
 ) -> None:
     """No perplexity has more digits than say something, and one that no float holds is infinite."""
     row = replace(plain[0], nll=5000.0, ppl=math.inf, within=20.0, beyond=math.nan, standard_error=None)
-    render.show_rows([row])
+    show_rows([row])
     assert capsys.readouterr().out.splitlines()[2].split()[2:] == ["5000.0000", "inf", "4.852e+08", "nan"]
 
 

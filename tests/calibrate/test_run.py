@@ -30,12 +30,13 @@ from calibrate.objective import Point, Space
 from calibrate.score import Bands
 from calibrate.search import METHODS
 from calibrate.trials import Budget, Trial
-from ropecli import render
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import main
 from ropecli.cli.calibrate import OPTIMIZERS
 from ropecli.errors import BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
+from ropecli.render import terminal
+from ropecli.render.calibration import TrialLog
 from ropecli.spec import RopeSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -926,9 +927,9 @@ def test_the_file_is_there_when_the_reader_of_standard_output_has_gone(
     """`calibrate -o FILE --json | head`: 141, and the file as if nobody had been listening."""
 
     def gone(_: object) -> None:
-        raise render.ReaderGone
+        raise terminal.ReaderGone
 
-    monkeypatch.setattr(render, "emit_json", gone)
+    monkeypatch.setattr(terminal, "emit_json", gone)
     words = [*data(2), *SMALL, "--max-evals", "1", "-q", "--json", "-o", str(tmp_path / "out.json")]
     assert status("calibrate", str(TINY), *words) == 141
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
@@ -940,7 +941,7 @@ def test_the_log_of_trials(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     first, second = Trial(Point(0, 7, 1.1386), 3.366, 1, 255, 0.1), Trial(Point(3.25, 8.5, 1.05), 3.1108, 12, 255, 0.1)
 
     def run_log() -> str:
-        with render.TrialLog(quiet=False) as log:
+        with TrialLog(quiet=False) as log:
             log.expect(16.5)
             log.trial(first, first, 0.1)
             log.trial(second, second, 4.25)
