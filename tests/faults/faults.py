@@ -359,8 +359,8 @@ What was done to `convert` and `calibrate`, and what was found afterwards. Print
 python tests/faults/faults.py {words}
 ```
 
-on {date}: {convert} runs of `convert` and {calibrate} of `calibrate` ended by SIGKILL. Of the
-signals, three of four were sent at a random moment after a run's first effect on the disk, the others at any moment.
+on {date}: {convert} runs of `convert` and {calibrate} of `calibrate` ended by SIGKILL. Of the signals, three of four
+were sent at a random moment after a run's first effect on the disk, the others at any moment.
 After every run: is the source byte-equal, is the output absent or does `inspect --verify --check` accept it, is nothing
 left beside it, does the same command go through now? After a SIGKILL a folder `.OUT.ropecli-…` may lie beside the
 output; the next run to the same output removes it: that is checked, too. A calibration that was killed is resumed, and
