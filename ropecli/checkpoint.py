@@ -289,8 +289,10 @@ def _is_mlx_quantization(value: object) -> bool:
 
 
 def _first_metadata(folder: Path) -> bytes:
-    first = next(iter(sorted(folder.glob("*.safetensors"))), None)
-    return peek_metadata(first) if first else b""
+    # a glob would make a path of every file, for each of the thousands of configs that may lie in one folder
+    with os.scandir(folder) as entries:
+        first = min((entry.name for entry in entries if entry.name.endswith(".safetensors")), default=None)
+    return peek_metadata(folder / first) if first else b""
 
 
 def _from_adapter(source: str, config_path: Path, config: Mapping[str, Any]) -> Checkpoint:
