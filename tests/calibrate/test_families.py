@@ -275,4 +275,5 @@ def test_a_head_size_that_a_class_leaves_open_is_written(family: str) -> None:
     assert "head_dim" not in flat_changes(text | {"head_dim": 16}, yarn, "both")
     assert "head_dim" not in flat_changes(text, plain, "both")
     assert "head_dim" not in flat_changes(text | {"model_type": "llama"}, yarn, "both")
-    assert transformers.AutoConfig.for_model(family).head_dim is None
+    # 4.57 leaves Mistral's open, too
+    assert (transformers.AutoConfig.for_model(family).head_dim is None) == (family != "mistral")

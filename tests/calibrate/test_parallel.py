@@ -198,7 +198,7 @@ def scenes(in_parts: Path, folder: Path) -> dict[str, Any]:
         "passkey": {"size": 2, "arguments": [*tiny, "--passkey", "--lengths", "128", "--trials", "3", "--json"]},
         "parts": {"size": 2, "arguments": [*even, *data(3), *two, "--tensor-parallel", "2"]},
         "copies of parts": {"size": 4, "arguments": [*even, *data(3), *two, "--tensor-parallel", "2"]},
-        "odd heads": {"size": 2, "arguments": [*tiny, *data(1), *short, "--tensor-parallel", "2"]},
+        "odd heads": {"size": 2, "arguments": [*tiny, *data(3), *short, "--tensor-parallel", "2"]},
         "odd ranks": {"size": 3, "arguments": [*even, *data(1), *short, "--tensor-parallel", "2"]},
         "out of memory": {"size": 3, "arguments": [*tiny, *data(3), *short], "before": OUT_OF_MEMORY},
         "asleep": {"size": 2, "arguments": [*tiny, *data(3), *short], "before": ASLEEP},
