@@ -204,7 +204,7 @@ search leaves out what its first looks make hopeless.
 SCORE = """
 import json, resource, sys, time, torch
 from calibrate.cost import scoring_memory, window_flops
-from calibrate.model import Settings, bytes_of, load, shape_of
+from calibrate.model import Settings, attending, bytes_of, load, shape_of
 from calibrate.score import CHUNK_ENTRIES, token_nll
 source, length = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
@@ -212,7 +212,7 @@ loaded = load(source, Settings(device="cpu"))
 ids = torch.randint(5, 2000, (1, length), device="cpu")
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-with torch.no_grad():
+with torch.no_grad(), attending(loaded):
     token_nll(loaded.model, ids[:, :64])
     before = resident()
     began = time.process_time()
