@@ -900,6 +900,9 @@ def test_a_table_that_is_found_but_not_used_is_inconclusive() -> None:
         run.prove_alive(loaded, "default", space, Document("d", (window,)))
     alive = LoadedModel(families.build(families.config("smollm3")), loaded.encode, None, loaded.device)
     run.prove_alive(alive, "default", space, Document("d", (window,)))
+    with pytest.raises(Inconclusive) as caught:
+        run.prove_alive(alive, "default", space, Document("d", (window[:1] * len(window),)))
+    assert caught.value.hint == "the text is one token again and again: give it real text"
 
 
 # ------------------------------------------------------------------------------------------------ reports
