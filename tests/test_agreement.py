@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ropecli.agreement import EMITTED, FOLDED, FOLDED_LONGROPE, GGUF, LONGROPE, NOTHING, as_longrope, disagreements
@@ -145,7 +145,7 @@ def test_onnx_runtime_agrees_where_it_has_yarn(spec: RopeSpec) -> None:
     assert row.agrees
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.filter_too_much])
 @given(extensions())
 def test_longrope_carries_it_to_more(spec: RopeSpec) -> None:
     """The same frequencies as divisors, wherever a whole original length gives the attention factor to 1e-4."""

@@ -458,8 +458,9 @@ class TestHeader:
             x__words=["a", "", "ü"],
             x__negative=[-1, 2],
         ) | {"tokenizer.tokens": [f"t{n}" for n in range(5000)], "tokenizer.scores": [float(n) for n in range(2000)]}
+        factors = np.linspace(1, 8, 32, dtype=np.float32)
         tensors = {
-            "rope_freqs.weight": np.linspace(1, 8, 32, dtype=np.float32),
+            "rope_freqs.weight": factors.copy(),  # gguf 0.17 swaps the bytes of what it is given
             "a": np.zeros((3, 5), np.float16),
             "b": np.arange(7, dtype=np.int32),
         }
@@ -478,7 +479,7 @@ class TestHeader:
         assert verify_gguf(path) == ()
         found = read_checkpoint(str(path)).ropes[0].spec.scaling
         assert isinstance(found, Longrope)
-        assert found.long_factor == tuple(tensors["rope_freqs.weight"].tolist())
+        assert found.long_factor == tuple(factors.tolist())
 
     def test_list_at_the_limit_is_kept(self, tmp_path: Path) -> None:
         """Lists are kept up to the limit and left out beyond it."""
