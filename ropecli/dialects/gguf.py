@@ -92,7 +92,7 @@ def read(metadata: Mapping[str, Any], divisors: Divisors) -> tuple[LayerRope, ..
         return (sliding,)
     if sliding.spec == full.spec:
         return (_renamed(full, "default", layers),)
-    return (full, sliding)
+    return (sliding,) if all(flags) else (full, sliding)
 
 
 def notes(metadata: Mapping[str, Any], tensors: Collection[str]) -> tuple[str, ...]:

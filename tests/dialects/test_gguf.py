@@ -438,6 +438,13 @@ def test_any_metadata(arch: str, changes: dict[str, Any], freqs: list[float]) ->
         assert all(rope.layers >= 1 and rope.spec.pairs >= 1 for rope in result)
 
 
+def test_a_model_with_fewer_layers_than_its_period_has_no_full_ones() -> None:
+    """Every sixth layer of Gemma sees all: in a model of four none does, and none is listed."""
+    keys = SIZES | {"rope.dimension_count": 64, "attention.key_length_swa": 66, "attention.sliding_window": 4}
+    data = {"general.architecture": "gemma-embedding"} | {f"gemma-embedding.{k}": v for k, v in keys.items()}
+    assert [(rope.name, rope.layers) for rope in read(data, Divisors())] == [("sliding_attention", 4)]
+
+
 class TestHeader:
     """The header is read as the gguf package writes and reads it."""
 
