@@ -40,9 +40,8 @@ from calibrate.score import picked, token_nll
 from calibrate.sharing import Sharing, against_default_law, shared
 from calibrate.statistics import Difference, fitted_line
 from calibrate.trials import Budget, SearchStopped
-from ropecli.checkpoint import Checkpoint, read_checkpoint, scales_scores
+from ropecli.checkpoint import Checkpoint, folded_factors, read_checkpoint, scales_scores
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
-from ropecli.folding import folded_factors
 from ropecli.frequencies import frequencies
 from ropecli.spec import LARGEST, LayerRope, Plain, RopeSpec
 

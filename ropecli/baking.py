@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ropecli.checkpoint import Checkpoint, TensorInfo
+from ropecli.checkpoint import FOLDED, OWN_KEY, Checkpoint, TensorInfo, folded_factors
 from ropecli.conversion import Conversion, Edit
 from ropecli.errors import BadUsage
-from ropecli.folding import MARK, MEMBER, edits_by_file, folded_factors, plan_folding
+from ropecli.folding import edits_by_file, plan_folding
 from ropecli.inspection import with_text
 from ropecli.json_edit import with_members
 from ropecli.safetensors_header import INDEX_NAME
@@ -72,9 +72,9 @@ def with_folded(conversion: Conversion, edits: Edits, asked: Mapping[str, RopeSp
     """The conversion with those weights scaled, and a config that says by how much. asked: before it was folded."""
     config, source = conversion.checkpoint.config, conversion.checkpoint.source
     held = {name: spec.scaling.attention_factor for name, spec in asked.items() if spec.scaling.attention_factor != 1}
-    mark = {**(config.get(MARK) or {}), MEMBER: folded_factors(config, source) | held}
-    text = with_members(conversion.texts["config.json"], (), {MARK: mark})
-    edit = Edit(MARK, config.get(MARK), mark)
+    mark = {**(config.get(OWN_KEY) or {}), FOLDED: folded_factors(config, source) | held}
+    text = with_members(conversion.texts["config.json"], (), {OWN_KEY: mark})
+    edit = Edit(OWN_KEY, config.get(OWN_KEY), mark)
     texts = {**conversion.texts, "config.json": text}
     return replace(conversion, texts=texts, edits=(*conversion.edits, edit), scaled=edits)
 
@@ -86,7 +86,7 @@ def refuse_second_temperature(checkpoint: Checkpoint, intent: Mapping[str, RopeS
         if m != 1:
             raise BadUsage(
                 f"the query and key weights hold an attention factor of {held:g} already "
-                f"({MARK}.{MEMBER}); {m:g} would come on top of it",
+                f"({OWN_KEY}.{FOLDED}); {m:g} would come on top of it",
                 where=f"{checkpoint.source}: {name}",
                 hint="convert the checkpoint from before the folding, or give --attention-factor 1",
             )

@@ -6,6 +6,7 @@ weights' headers. Nothing is ever written, unpickled or executed, and no tensor 
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -28,6 +29,7 @@ __all__ = [
     "Format",
     "Problem",
     "TensorInfo",
+    "folded_factors",
     "read_checkpoint",
     "read_json",
     "read_tensor",
@@ -41,6 +43,10 @@ Format = Literal["hf", "gguf", "mistral", "meta", "mlx"]
 
 CONFIG_NAMES = ("config.json", "params.json", "adapter_config.json")
 """The files that may hold a folder's config, the most telling first."""
+
+OWN_KEY, FOLDED = "ropecli", "folded_attention_factor"
+"""Where a config keeps what its weights hold since `convert --bake attention-factor`: kind of layer → m. Loaders pass over
+keys that they do not know, and transformers saves them again."""
 
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
@@ -103,6 +109,29 @@ def _has_magnitude(config: Mapping[str, Any]) -> bool:
             if isinstance(value, int | float) and abs(value) > smallest:
                 return True
     return False
+
+
+def folded_factors(config: Mapping[str, Any], source: str) -> dict[str, float]:
+    """Kind of layer → the attention factor that its query and key weights hold already; empty for ordinary weights.
+
+    source  what errors call the checkpoint
+    Raises BadCheckpoint for a mark that was damaged: what the weights hold is then not known.
+    """
+    mark = config.get(OWN_KEY)
+    found = mark.get(FOLDED) if isinstance(mark, Mapping) else None
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or not all(_is_factor(m) for m in found.values()):
+        raise BadCheckpoint(
+            f"expected a number above 0 for each kind of layer, found {found!r:.60}",
+            where=f"{source}: {OWN_KEY}.{FOLDED}",
+            hint="take the config.json that was written with these weights",
+        )
+    return {str(name): float(m) for name, m in found.items()}
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
 
 
 def read_checkpoint(source: str, *, stdin: TextIO | None = None) -> Checkpoint:

@@ -14,7 +14,6 @@ No tensor shows afterwards that it was scaled, so the config says it, and a seco
     "ropecli": {"folded_attention_factor": {"default": 1.1386294361119891}}
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,11 +28,7 @@ from ropecli.spec import LayerRope, Longrope
 from ropecli.stored_floats import BYTES
 from ropecli.weight_edits import TensorEdit, edits_by_file, rewrite_shard
 
-__all__ = ["TensorEdit", "edits_by_file", "folded_factors", "is_foldable", "plan_folding", "rewrite_shard"]
-
-MARK, MEMBER = "ropecli", "folded_attention_factor"
-"""Where the config keeps what the weights hold: name of a kind of layer → m. Loaders pass over keys that they do not
-know, and transformers saves them again."""
+__all__ = ["TensorEdit", "edits_by_file", "is_foldable", "plan_folding", "rewrite_shard"]
 
 SEPARATE = frozenset(
     (
@@ -98,29 +93,6 @@ class _Geometry:
             return iter(range(self.heads + keys))
         each = self.heads // keys + 2
         return (head for head in range(heads) if head % each != each - 1)
-
-
-def folded_factors(config: Mapping[str, Any], source: str) -> dict[str, float]:
-    """Kind of layer → the attention factor that its query and key weights hold already; empty for ordinary weights.
-
-    source  what errors call the checkpoint
-    Raises BadCheckpoint for a mark that was damaged: what the weights hold is then not known.
-    """
-    mark = config.get(MARK)
-    found = mark.get(MEMBER) if isinstance(mark, Mapping) else None
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping) or not all(_is_factor(m) for m in found.values()):
-        raise BadCheckpoint(
-            f"expected a number above 0 for each kind of layer, found {found!r:.60}",
-            where=f"{source}: {MARK}.{MEMBER}",
-            hint="take the config.json that was written with these weights",
-        )
-    return {str(name): float(m) for name, m in found.items()}
-
-
-def _is_factor(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
 
 
 def is_foldable(rope: LayerRope, config: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ropecli.checkpoint import Checkpoint, Problem, read_json, verify
+from ropecli.checkpoint import OWN_KEY, Checkpoint, Problem, folded_factors, read_json, verify
 from ropecli.dialects import hf
 from ropecli.errors import BadUsage, RopeError
 from ropecli.findings import Finding, find, find_in_config
@@ -246,10 +246,9 @@ def baked_to_json(checkpoint: Checkpoint) -> dict[str, Any] | None:
     Raises BadCheckpoint where the config's word on the weights is damaged.
     """
     folder = checkpoint.path
-    if "ropecli" not in checkpoint.config and (folder is None or not any(folder.glob("*rope?tables*"))):
+    if OWN_KEY not in checkpoint.config and (folder is None or not any(folder.glob("*rope?tables*"))):
         return None
     # few checkpoints have either, and start-up does not pay for them
-    from ropecli.folding import folded_factors  # noqa: PLC0415
     from ropecli.table_check import NO_TABLES, baked  # noqa: PLC0415
 
     tables = baked(folder, checkpoint) if folder is not None and folder.is_dir() else None

@@ -47,7 +47,7 @@ NARROW: dict[str, tuple[str, ...]] = {
     ),
     "calibrate": (
         *("calibrate", "ropecli.spec", "ropecli.frequencies", "ropecli.checkpoint", "ropecli.errors"),
-        *("ropecli.folding", "ropecli.tables"),
+        "ropecli.tables",
     ),
 }
 """Packages that may see no more of ours than this."""
