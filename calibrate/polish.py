@@ -81,7 +81,9 @@ def divisors(
         inv_freq = base * np.exp(-log_divisors)
         found = slope_of(Frequencies(tuple(inv_freq.tolist()), m), documents, bands, weights.tolist())
         seen.append((found.nats, log_divisors, m))
-        tell(f"gradient {len(seen)}: m {m:.4f}: {found.nats:.4f} nats with {WITHIN_WEIGHT:g} of those within L")
+        tell(
+            f"gradient {len(seen)}: m {m:.4f}: {found.nats:.4f} nats a token, with {WITHIN_WEIGHT:g} of those within L"
+        )
         return found.nats, -found.inv_freq * inv_freq, found.attention_factor
 
     bounds = search.Bounds(float(np.log(LARGEST_DIVISOR * space.factor)), space.factor_bounds)

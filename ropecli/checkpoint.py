@@ -45,8 +45,8 @@ CONFIG_NAMES = ("config.json", "params.json", "adapter_config.json")
 """The files that may hold a folder's config, the most telling first."""
 
 OWN_KEY, FOLDED = "ropecli", "folded_attention_factor"
-"""Where a config keeps what its weights hold since `convert --bake attention-factor`: kind of layer → m. Loaders pass over
-keys that they do not know, and transformers saves them again."""
+"""Where a config keeps what its weights hold since `convert --bake attention-factor`: kind of layer → m. Loaders pass
+over keys that they do not know, and transformers saves them again."""
 
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 

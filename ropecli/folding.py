@@ -22,7 +22,7 @@ from typing import Any
 from ropecli.dialects import hf
 from ropecli.dialects.hf_keys import Found, Place, nearest, whole
 from ropecli.dialects.hf_types import type_facts
-from ropecli.errors import BadCheckpoint, BadUsage
+from ropecli.errors import BadUsage
 from ropecli.safetensors_header import TensorInfo
 from ropecli.spec import LayerRope, Longrope
 from ropecli.stored_floats import BYTES

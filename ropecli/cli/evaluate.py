@@ -23,7 +23,7 @@ from ropecli.render.evaluation import (
 from ropecli.staging import write_whole
 
 if TYPE_CHECKING:
-    from calibrate.evaluation import Request
+    from calibrate.evaluation import Request, Row
     from calibrate.passkey import PasskeyRow
 
 
@@ -152,7 +152,7 @@ def evaluate_command(
         else:
             rows = evaluation.evaluate(
                 request,
-                lambda row: terminal.say(f"{row.model} {row.method} {row.length}: {row.nll:.4f} nats", quiet=quiet),
+                lambda row: terminal.say(f"{_measured(row)}: {row.nll:.4f} nats a token", quiet=quiet),
                 sources.extend,
                 lambda text: terminal.say(text, quiet=quiet),
             )
@@ -185,6 +185,10 @@ def evaluate_command(
         terminal.say(f"wrote {report}", quiet=quiet)
 
 
+def _measured(row: "Row | PasskeyRow") -> str:
+    return f"{row.model} {row.method}, {row.length} tokens"
+
+
 def _retrieve(request: "Request", trials: int, *, quiet: bool) -> "tuple[PasskeyRow, ...]":
     from calibrate.passkey import retrieve  # noqa: PLC0415 - torch takes seconds
 
@@ -192,7 +196,7 @@ def _retrieve(request: "Request", trials: int, *, quiet: bool) -> "tuple[Passkey
         request,
         trials,
         lambda row: terminal.say(
-            f"{row.model} {row.method} {row.length} at {row.depth:.0%}: {row.found} of {row.trials}", quiet=quiet
+            f"{_measured(row)}, at {row.depth:.0%}: {row.found} of {row.trials} found", quiet=quiet
         ),
     )
 

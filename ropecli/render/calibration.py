@@ -123,7 +123,7 @@ class TrialLog:
 def _trial_words(trial: "Trial") -> str:
     low, high, m = trial.point
     documents = f"{trial.documents} document{'' if trial.documents == 1 else 's'}"
-    return f"corners {low:.4g}, {high:.4g}, m {m:.4f}: {trial.nll:.4f} nats on {documents}"
+    return f"corners {low:.4g}, {high:.4g}, m {m:.4f}: {trial.nll:.4f} nats a token, {documents}"
 
 
 def _signed(value: float) -> str:

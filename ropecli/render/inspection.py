@@ -38,10 +38,11 @@ def _regions(rope: LayerRope) -> Iterator[tuple[str, str]]:
     for end in range(1, len(ratios) + 1):
         if end == len(ratios) or kind(ratios[end]) != kind(ratios[start]):
             label = kind(ratios[start])
-            first, last = 2 * math.pi / base[start], 2 * math.pi / base[end - 1]
-            text = f"{_span(start, end - 1)}: one turn takes {_tokens(first)} to {_tokens(last)} tokens"
+            turns = dict.fromkeys(_tokens(2 * math.pi / base[pair]) for pair in (start, end - 1))
+            text = f"{_span(start, end - 1)}: one turn takes {' to '.join(turns)} tokens"
             if label == "slowed in part":
-                text += f" before, {ratios[start]:.3g} to {ratios[end - 1]:.3g} times that now"
+                times = dict.fromkeys(f"{ratios[pair]:.3g}" for pair in (start, end - 1))
+                text += f" before, {' to '.join(times)} times that now"
             yield label, text
             start = end
 

@@ -236,7 +236,7 @@ def test_ranks_evaluate_as_one_process(scene: str, scenes: dict[str, Any], in_pa
     ]
     assert [row["nll"] for row in found] == pytest.approx([row.nll for row in rows], abs=1e-6)
     assert abs(rows[1].nll - rows[3].nll) > 1e-3
-    assert sum("none 64:" in line for line in scenes[scene]["err"]) == 1
+    assert sum("none, 64 tokens:" in line for line in scenes[scene]["err"]) == 1
 
 
 def test_ranks_go_on_from_the_journal_of_the_first(scenes: dict[str, Any], folder: Path) -> None:

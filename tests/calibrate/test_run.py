@@ -957,8 +957,8 @@ def test_the_log_of_trials(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         return capsys.readouterr().err
 
     assert run_log().splitlines() == [
-        "trial 1: corners 0, 7, m 1.1386: 3.3660 nats on 1 document; best 3.3660",
-        "trial 2: corners 3.25, 8.5, m 1.0500: 3.1108 nats on 12 documents; best 3.1108",
+        "trial 1: corners 0, 7, m 1.1386: 3.3660 nats a token, 1 document; best 3.3660",
+        "trial 2: corners 3.25, 8.5, m 1.0500: 3.1108 nats a token, 12 documents; best 3.1108",
         "held-out check: none",
     ]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -966,6 +966,6 @@ def test_the_log_of_trials(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setenv("TERM", "xterm")
     shown = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", run_log())]
     assert max(map(len, shown)) <= 80
-    assert "trial 2: corners 3.25, 8.5, m 1.0500: 3.1108 nats on 12 documents" in shown
-    assert "best so far: corners 3.25, 8.5, m 1.0500: 3.1108 nats on 12 documents" in shown
+    assert "trial 2: corners 3.25, 8.5, m 1.0500: 3.1108 nats a token, 12 documents" in shown
+    assert "best so far: corners 3.25, 8.5, m 1.0500: 3.1108 nats a token, 12 documents" in shown
     assert any(re.fullmatch(r"searching \S+ 12\.2 forward equivalents, \S+ left", line) for line in shown)
