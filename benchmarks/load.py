@@ -1,9 +1,9 @@
 """Many and large: what `inspect`, `convert` and a search take, beside transformers and cp.
 
-    python benchmarks/load.py [--scale 1.0]
+    python benchmarks/load.py [--scale 1.0] [--parts tensors]
 
-`--scale 0.1` does a tenth of it. Seconds are those of the processor, user and system, of all processes that ran; peak
-memory is of the largest of them, in MB resident.
+`--scale 0.1` does a tenth of it, `--parts` some of it. Seconds are those of the processor, user and system, of all
+processes that ran; peak memory is of the largest of them, in MB resident.
 """
 
 import argparse
@@ -134,10 +134,12 @@ print(f"{marks[0]:.0f} MB after a tenth, {marks[1]:.0f} MB at the end", file=sys
 
 
 def main() -> None:
-    """Everything, one after the other."""
+    """What was asked for, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0)
-    scale = parser.parse_args().scale
+    parser.add_argument("--parts", default="checkpoints,tensors,at-once,trials", help="default: %(default)s")
+    given = parser.parse_args()
+    scale, parts = given.scale, given.parts.split(",")
 
     def some(count: int) -> int:
         return max(round(count * scale), 1)
@@ -146,10 +148,14 @@ def main() -> None:
         places = [Path(folder) / name for name in ("configs", "tensors", "converts")]
         for place in places:
             place.mkdir()
-        many_checkpoints(places[0], some(10_000))
-        many_tensors(places[1], some(1_000_000))
-        at_once(places[2], some(500), some(50))
-    line(f"{some(5000):,} trials of a search, scores made up", *timed(sys.executable, "-c", TRIALS, some(5000)))
+        if "checkpoints" in parts:
+            many_checkpoints(places[0], some(10_000))
+        if "tensors" in parts:
+            many_tensors(places[1], some(1_000_000))
+        if "at-once" in parts:
+            at_once(places[2], some(500), some(50))
+    if "trials" in parts:
+        line(f"{some(5000):,} trials of a search, scores made up", *timed(sys.executable, "-c", TRIALS, some(5000)))
 
 
 if __name__ == "__main__":
