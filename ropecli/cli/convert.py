@@ -203,6 +203,8 @@ def convert_command(
         raise OutputExists("already exists", where=str(output), hint="choose another name, or replace it with --force")
     if checkpoint.format == "gguf":
         _refuse_for_gguf(in_place=in_place, bake=bake)
+        idle = {"--schema": schema != "both", "--weights": weights != "auto", "--for": bool(wanted_runtimes)}
+        _note(_idle_for_gguf([option for option, given in idle.items() if given]), quiet=quiet or as_json)
         _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
         return
     conversion = plans.plan(
@@ -282,6 +284,12 @@ def _refuse_for_gguf(*, in_place: bool, bake: str | None) -> None:
         raise BadUsage("a GGUF is written as a new file", where="--in-place", hint="give --output")
     if bake is not None:
         raise BadUsage("a GGUF takes no baked tables: its rope_freqs are written where needed", where="--bake")
+
+
+def _idle_for_gguf(given: list[str]) -> str:
+    if not given:
+        return ""
+    return f"{' and '.join(given)} changes nothing here: a GGUF is one file, written whole, with keys of its own"
 
 
 def _convert_gguf(
