@@ -127,7 +127,7 @@ def plan_of(request: Request, rate: float | None) -> Plan:
     for task in known.tasks:
         passes = expected_passes(request, task.space, len(task.found), request.max_evals)
         if request.tune == "factors":
-            passes += GRADIENT_COST * search.GRADIENT_ITERATIONS
+            passes += GRADIENT_COST * search.GRADIENTS
         searched, held = (Amount.of(part, task.length) for part in (task.found, task.held))
         each = window_flops(shape, task.length).total
         factors.append(

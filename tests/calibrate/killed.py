@@ -21,7 +21,7 @@ from calibrate.run import Observer, Request, calibrate
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCUMENTS = 4
-GRADIENT_ITERATIONS = 4
+GRADIENTS = 4
 LEAST_SECONDS = 0.002
 
 
@@ -60,7 +60,7 @@ def forked(folder: Path, name: str, run: int, *, resume: bool) -> int:
         fit.slope = watched(
             slope, lambda _, __, table, texts, bands, weights: _key(table, texts, "slope", bands.edges, tuple(weights))
         )
-        search.GRADIENT_ITERATIONS = GRADIENT_ITERATIONS
+        search.GRADIENTS = GRADIENTS
         observer = Observer(lambda _: None, lambda _: None, lambda *_: None)
         calibration, _ = calibrate(request(folder, name, resume=resume), observer)
         (folder / f"{name}.json").write_text(json.dumps(calibration.to_json()), "utf-8")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from killed import EXAMPLES, GRADIENT_ITERATIONS, request
+from killed import EXAMPLES, GRADIENTS, request
 from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -221,7 +221,7 @@ def test_another_checkpoint_text_or_setting_does_not_resume(changed: str, killed
 
 def test_a_copy_of_the_checkpoint_resumes(killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is what the files hold, not where they lie; all is known, and nothing is added to the journal."""
-    monkeypatch.setattr(search, "GRADIENT_ITERATIONS", GRADIENT_ITERATIONS)
+    monkeypatch.setattr(search, "GRADIENTS", GRADIENTS)
     shutil.copytree(TINY, tmp_path / "model")
     asked = resumed(killed, tmp_path, source=str(tmp_path / "model"))
     calibration, _ = run.calibrate(asked, silent())

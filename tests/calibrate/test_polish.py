@@ -13,6 +13,7 @@ from calibrate.model import as_loaded
 from calibrate.objective import Objective, Space, method
 from calibrate.polish import LARGEST_DIVISOR, OFTEN, WITHIN_WEIGHT, Polished
 from calibrate.score import Bands, Floats
+from calibrate.search import GRADIENTS
 from calibrate.verdict import finer_if_proved
 from ropecli.frequencies import Frequencies, base_frequencies, frequencies, rotations
 from ropecli.spec import Longrope, RopeSpec
@@ -64,7 +65,7 @@ def test_it_walks_to_the_bottom() -> None:
     assert (found.spec.original_length, found.spec.max_length) == (256, 1024)
     assert found.complete
     assert found.gradients == len(told)
-    assert 1 < found.gradients < 60
+    assert 1 < found.gradients <= GRADIENTS
     assert told[0].startswith("gradient 1: m 1.1386: ")
     assert f"{WITHIN_WEIGHT:g} of those within L" in told[0]
 
@@ -103,6 +104,24 @@ def test_a_loss_that_is_lowest_at_the_start_keeps_it() -> None:
     """Nothing is worse than the start: where it is the bottom, the divisors are YaRN's own."""
     found = polished(bowl(divisors_of(START), frequencies(START).attention_factor))
     assert divisors_of(found.spec) == pytest.approx(divisors_of(START), rel=1e-6)
+
+
+def test_a_search_without_an_end_costs_no_more_than_its_gradients() -> None:
+    """A valley that bends (Rosenbrock's, in each two pairs): it is not at the bottom when the gradients are spent."""
+
+    def valley(table: Frequencies, *_: object) -> Slope:
+        x = np.log(BASE / np.array(table.inv_freq))
+        bend = x[1:] - x[:-1] ** 2
+        slope = np.zeros(16)
+        slope[1:] += 200 * bend
+        slope[:-1] += -400 * x[:-1] * bend - 2 * (1 - x[:-1])
+        nats = float((100 * bend**2 + (1 - x[:-1]) ** 2).sum())
+        return Slope(nats, -slope / np.array(table.inv_freq), 0.0)
+
+    told: list[str] = []
+    found = polished(valley, told=told)
+    assert found.gradients == len(told) == GRADIENTS
+    assert found.complete
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5])
