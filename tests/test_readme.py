@@ -77,7 +77,7 @@ def test_the_lines_for_a_model_of_ones_own(checkout: Path) -> None:
             "MODEL": "examples/tiny",
             "calibration.json": "build/own.json",
             "8k,128k": "256,1k",
-            "128k -": "1k -",
+            "--target-length 128k": "--target-length 1k",
         }.items():
             line = line.replace(name, stands_for)  # noqa: PLW2901
         run = in_shell(line, checkout)
