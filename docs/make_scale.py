@@ -173,7 +173,8 @@ def page() -> str:
 One pass is a forward pass over the {DOCUMENTS} windows of the search; the held-out check adds {len(BASELINES) + 2}
 passes. GPU-hours are at {RATE / 1e12:.0f} TFLOP/s, which is an assumption: no GPU was measured for this page. Divide
 by the number of GPUs for the time. Memory is that of each GPU when one holds the whole model, or {PARTS} hold it
-together (`--tensor-parallel {PARTS}`), and score one window at a time, with attention that keeps no scores (sdpa, flash).
+together (`--tensor-parallel {PARTS}`), and score one window at a time, with attention that keeps no scores (sdpa,
+flash).
 
 {chr(10).join(costs())}
 
