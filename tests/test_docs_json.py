@@ -11,8 +11,8 @@ import pytest
 
 from calibrate.calibration import Validation
 from calibrate.passkey import PasskeyRow
+from ropecli import errors
 from ropecli.cli import main
-from ropecli.errors import BadUsage
 from ropecli.render.evaluation import passkey_to_json
 from ropecli.render.terminal import show_error
 
@@ -128,6 +128,9 @@ def test_evaluate() -> None:
 
 
 def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    """An error as a document."""
-    show_error(BadUsage("wrong", hint="right"), as_json=True)
+    """An error as a document; each kind with its code and exit status."""
+    show_error(errors.BadUsage("wrong", hint="right"), as_json=True)
     agree(documented("Errors"), json.loads(capsys.readouterr().out))
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RopeError)}
+    codes = {(kind.code, str(kind.exit_status)) for kind in kinds - {errors.RopeError}}
+    assert set(re.findall(r"^\| `([a-z-]+)` \| (\d) \|", PAGE, re.M)) == codes
