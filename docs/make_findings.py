@@ -28,14 +28,15 @@ HEAD = """# What `ropecli inspect` finds
 Made from the rules themselves by `python docs/make_findings.py`. What the words mean is in [rope.md](rope.md).
 
 `ropecli inspect MODEL` ends with findings: what is wrong with the rotary embedding (RoPE) of a config, what comes of
-it, and which keys to write instead. `--check` exits with 1 on an error, and with `--strict` on a warning too.
+it, and which keys to write instead. `--check` exits with 1 on an error, `--strict` on a warning too.
 
-- **error**: the config contradicts itself, or readers in common use compute something else from it or do not load it.
+- **error**: the config contradicts itself, or readers in common use (programs that load it) compute something else from
+  it or refuse it.
 - **warning**: transformers 5 does what was meant, the runtimes named do not.
 - **info**: nothing is wrong, but worth knowing.
 
-Ids are stable. In the examples the keys of the width (`hidden_size`, …) are left out. L is the original length, M is
-`max_position_embeddings`, s the factor, m the multiplier on cos and sin.
+Ids are stable. Each section shows a config that has the finding, without the keys of its width (`hidden_size`, …). L is
+the original length, M is `max_position_embeddings`, s the factor, m the multiplier on cos and sin.
 """
 
 UNSEEN = ("hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim", "qk_rope_head_dim")
@@ -62,7 +63,7 @@ def _example(case: Mapping[str, Any], bases: Mapping[str, Any]) -> str:
     seen = {key: value for key, value in config.items() if key not in UNSEEN}
     ((path, value),) = case["neighbour"].items()
     without = f"without `{path}`" if value is None else f"with `{path}` = `{json.dumps(value)}`"
-    return f"```json\n{_pretty(seen)}\n```\n\nIt does not fire {without}."
+    return f"```json\n{_pretty(seen)}\n```\n\nThe same config {without} does not have this finding."
 
 
 def _pretty(value: Any, indent: str = "") -> str:

@@ -72,17 +72,19 @@ torchrun --nproc-per-node 8 -m ropecli calibrate MODEL --data FILES --factor 4 -
 torchrun --nproc-per-node 8 -m ropecli calibrate MODEL --data FILES --factor 4 --tensor-parallel 4 -o calibration.json
 ```
 
-The second line shares the windows over eight processes, a GPU each, with a whole model in each of them. The third has
-two copies of the model in four parts each (the plan that transformers has for the architecture; the number must divide
-the heads for keys and values), and shares the windows over the two. Several machines are torchrun's business:
-`--nnodes`, `--rdzv-endpoint`. All of them need the files at the same place. `--device-map auto` spreads whole layers
-over the GPUs of one process, which then work one after the other.
+`--flops` is the rate that one process sustains, in operations a second; without it no time is given.
+
+The second line runs eight processes, a GPU each, with a whole model in each of them, and shares the windows over the
+eight. The third cuts the model into four parts, by the plan that transformers has for the architecture (four must
+divide the number of key and value heads), so that eight GPUs hold two copies, and shares the windows over the two. For
+several machines give torchrun its own `--nnodes` and `--rdzv-endpoint`; the files must lie at the same place on each.
+`--device-map auto` spreads whole layers over the GPUs of one process, which then work one after the other.
 
 Every process takes the same steps, and a window's loss is added in the same order whoever computed it, so the result is
-that of one process. The first one speaks and writes. When one dies, the first says so and ends with status 4, torchrun
-ends the others and itself with 1, and the journal beside `--output` has every score: start the same line again with
-`--resume`. Ctrl-C and SIGTERM stop the search and write the best so far, if the held-out
-check ends within the 30 seconds that torchrun grants; if not, the journal has it.
+that of one process. The first process speaks and writes. When one dies, the first says so and ends with status 4,
+torchrun ends the others and itself with 1, and the journal beside `--output` has every score: start the same line again
+with `--resume`. Ctrl-C and SIGTERM stop the search and write the best so far, if the held-out check ends within the 30
+seconds that torchrun grants; if not, `--resume` goes on from the journal.
 """
 
 
@@ -107,17 +109,19 @@ def _big(number: float) -> str:
 
 def costs() -> Iterator[str]:
     """The table of models and lengths."""
-    yield _row(
-        "model", "window", "share of attention", "one window", "passes", "in all", "GPU-hours", f"memory, {PARTS} GPUs"
-    )
-    yield _row(*["---"] * 8)
+    memories = "memory, 1 GPU", f"memory, {PARTS} GPUs"
+    yield _row("model", "window", "share of attention", "one window", "passes", "in all", "GPU-hours", *memories)
+    yield _row(*["---"] * 9)
     for name in MODELS:
         for label, length in LENGTHS.items():
             space = Space(RopeSpec(THETA, 128, 128, ORIGINAL, ORIGINAL), length / ORIGINAL)
             flops = window_flops(shape(name), length)
             passes = search.race_passes(space, DOCUMENTS)
             whole = flops.total * DOCUMENTS * (passes + len(BASELINES) + 2)
-            memory = scoring_memory(shape(name), length, width=2, windows=1, chunk=CHUNK_ENTRIES, parts=PARTS)
+            alone, shared = (
+                scoring_memory(shape(name), length, width=2, windows=1, chunk=CHUNK_ENTRIES, parts=parts)
+                for parts in (1, PARTS)
+            )
             hours = whole / RATE / 3600
             yield _row(
                 name,
@@ -127,7 +131,8 @@ def costs() -> Iterator[str]:
                 f"{passes:.1f}",
                 f"{_big(whole)}FLOP",
                 f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}",
-                f"{memory.total / 1e9:.0f} GB",
+                f"{alone.total / 1e9:,.0f} GB",
+                f"{shared.total / 1e9:,.0f} GB",
             )
 
 
@@ -167,8 +172,9 @@ def page() -> str:
 {DOCUMENTS} documents for the search and {DOCUMENTS} for the held-out check, a window each, in bfloat16, `--tune yarn`.
 One pass is a forward pass over the {DOCUMENTS} windows of the search; the held-out check adds {len(BASELINES) + 2}
 passes. GPU-hours are at {RATE / 1e12:.0f} TFLOP/s, which is an assumption: no GPU was measured for this page. Divide
-by the number of GPUs for the time. Memory is that of one GPU when {PARTS} hold the model together
-(`--tensor-parallel {PARTS}`) and score one window at a time, with attention that keeps no scores (sdpa, flash).
+by the number of GPUs for the time. Memory is that of each GPU when one holds the whole model, or {PARTS} hold it
+together (`--tensor-parallel {PARTS}`), and score one window at a time, with attention that keeps no scores (sdpa,
+flash).
 
 {chr(10).join(costs())}
 
@@ -184,7 +190,7 @@ What follows from it:
 - Where the last column is above what a GPU has, the model does not fit in that form: a larger GPU or weights of fewer
   bits are needed. More than {PARTS} parts are not possible with {PARTS} heads for keys and values.
 
-## Is it true?
+## How far off is it?
 
 The operations are those that torch counts: `tests/calibrate/test_cost.py` holds the model to within 1 % of torch's own
 counter for every architecture that the tests know, experts and latent attention included.

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run, its tree is the tree, its demo is the demo."""
+"""The README tells the truth: its commands run, its tables are those of the docs, its tree is the tree."""
 
 import os
 import re
@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from ropecli.runtimes.emit import FLAGS, USAGE
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 MAKE = ("make demo", "make test", "pip install", "examples/smollm2.sh", "python benchmarks/")
+OWN = re.findall(r"^ropecli [^#\n]*", "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S)), re.M)
+"""Lines that stand for the reader's own model and text."""
 
 
 def environment() -> dict[str, str]:
@@ -60,6 +64,48 @@ def test_the_whole_job_in_one_line(checkout: Path) -> None:
     run = in_shell(line, checkout)
     assert run.returncode == 0, run.stderr
     assert (checkout / "build/piped/model.safetensors").stat().st_size > 5_000_000
+
+
+def test_the_lines_for_a_model_of_ones_own(checkout: Path) -> None:
+    """The tiny model stands for MODEL, 1k tokens for 128k, the examples' texts for TEXT and OTHER-TEXT."""
+    assert len(OWN) >= 5
+    for line in OWN:
+        for name, stands_for in {
+            "OTHER-TEXT": "examples/text/heldout --documents 2",
+            "TEXT -": "examples/text/calibration --max-evals 3 --documents 4 -",
+            "MODEL-": "build/own-",
+            "MODEL": "examples/tiny",
+            "calibration.json": "build/own.json",
+            "8k,128k": "256,1k",
+            "--target-length 128k": "--target-length 1k",
+        }.items():
+            line = line.replace(name, stands_for)  # noqa: PLW2901
+        run = in_shell(line, checkout)
+        assert run.returncode == 0, f"{line}\n{run.stderr}"
+
+
+def test_the_runtimes_table_has_what_emit_says() -> None:
+    """A row for each runtime of --emit, with the program that its flags go into."""
+    rows = re.findall(r"^\| .* \| .* \| (.*--emit.*) \|$", README, re.M)
+    for name in FLAGS:
+        (row,) = [row for row in rows if re.search(rf"--emit {name}\b", row)]
+        program = USAGE[name].partition(", with")[0].partition(";")[0].replace(" FLAGS", "")
+        assert program.replace("MODEL,", '"MODEL",') in row
+
+
+def test_the_costs_are_those_of_the_scale_page() -> None:
+    """Each row is one of docs/scale.md, with fewer columns."""
+
+    def rows(text: str) -> list[dict[str, str]]:
+        head, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.strip().splitlines()]
+        return [dict(zip(head, line, strict=True)) for line in lines]
+
+    page = (ROOT / "docs/scale.md").read_text("utf-8")
+    known = rows("| model |" + page.partition("\n| model |")[2].partition("\n\n")[0])
+    quoted = rows(README.partition("<!-- scale -->")[2].partition("<!-- /scale -->")[0])
+    assert len(quoted) >= 3
+    for row in quoted:
+        assert any(row.items() <= other.items() for other in known), row
 
 
 def test_the_demo_in_the_readme_is_the_demo() -> None:
