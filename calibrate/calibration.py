@@ -355,6 +355,7 @@ class Calibration:
     """A finished calibration. `decision` is "calibrated" only where held-out text proves the gain.
 
     reason       the verdict in a sentence
+    settings     how it was made: what was tuned and minimised, on how much text, in which dtype
     notes        what a reader of the numbers should know: blocks, bounds, few documents
     temperature  (a, b) of m = a·ln s + b: the law's, or for one factor b = 1 and the a that gives its m
     fits, law    where several factors were asked for; then `spec`, `inv_freq`, `decision`, `reason` and `calibration`
@@ -362,6 +363,7 @@ class Calibration:
     """
 
     checkpoint: Mapping[str, Any]
+    settings: Mapping[str, Any]
     spec: RopeSpec
     inv_freq: tuple[float, ...]
     temperature: tuple[float, float]
@@ -403,6 +405,7 @@ class Calibration:
             "cost": dict(self.cost),
             "search": dict(self.search),
             "data": [dict(source) for source in self.data],
+            "settings": dict(self.settings),
             "seed": self.seed,
             "versions": dict(self.versions),
             "by_position": [curves.to_json() for curves in self.by_position],

@@ -49,6 +49,20 @@ __all__ = ["Observer", "Request", "calibrate", "extensible", "extension"]
 
 PROBE_TOKENS = 512
 
+SETTINGS = (
+    "tune",
+    "objective",
+    "guard",
+    "documents",
+    "windows",
+    "validation_fraction",
+    "text_field",
+    "device",
+    "dtype",
+    "attn_implementation",
+)
+"""What a calibration file says of how it was made, beside factors, optimizer and seed."""
+
 REPLACEABLE = ("default", "linear", "ntk", "dynamic", "yarn")
 
 
@@ -337,9 +351,8 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     founds: list[Found] = []
     notes: list[str] = []
     stopped_by = None
-    with closing(
-        Journal(request.journal, _identity(request, prepared), resume=request.resume, ranks=loaded.ranks)
-    ) as journal:
+    identity = _identity(request, prepared)
+    with closing(Journal(request.journal, identity, resume=request.resume, ranks=loaded.ranks)) as journal:
         for index, task in enumerate(tasks):
             over = loaded.ranks.any(request.time_limit is not None and budget.seconds >= request.time_limit)
             if stopped_by is not None or (fits and over):
@@ -367,7 +380,8 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
         if request.tune != "factors" and len(founds) > 1:
             observer.say("held-out check: 0.1·ln s + 1 at the same corners")
             against = against_default_law(prepared, founds)
-    return _joined(request, prepared, tuple(reversed(fits)), tuple(notes), budget.seconds, against), stopped_by
+    joined = _joined(request, prepared, identity, tuple(reversed(fits)), tuple(notes), budget.seconds, against)
+    return joined, stopped_by
 
 
 def try_sharing(
@@ -395,6 +409,7 @@ def versions() -> Mapping[str, str]:
 def _joined(
     request: Request,
     prepared: Prepared,
+    identity: Mapping[str, Any],
     fits: tuple[Fit, ...],
     notes: tuple[str, ...],
     seconds: float,
@@ -409,7 +424,9 @@ def _joined(
             "source": request.source,
             "model_type": prepared.checkpoint.model_type,
             "config_sha256": prepared.checkpoint.config_sha256,
+            "weights_sha256": identity["weights"],
         },
+        settings={name: identity[name] for name in SETTINGS},
         spec=largest.spec,
         inv_freq=frequencies(largest.spec).inv_freq,
         temperature=own if law is None else (law.a, law.b),

@@ -40,6 +40,7 @@ def calibration(scaling: Scaling = FOUND) -> Calibration:
     spec = replace(PLAIN, scaling=scaling, max_length=1024)
     return Calibration(
         checkpoint={"source": "examples/tiny", "model_type": "llama", "config_sha256": "ab" * 32},
+        settings={"tune": "yarn"},
         spec=spec,
         inv_freq=frequencies(spec, 1024).inv_freq,
         temperature=(0.046, 1.0),
@@ -94,6 +95,7 @@ def test_the_file_has_the_members_of_the_contract() -> None:
         "cost",
         "search",
         "data",
+        "settings",
         "seed",
         "versions",
         "by_position",

@@ -243,6 +243,7 @@ def calibration_file(path: Path, scaling: Scaling, **changes: Any) -> str:
     spec = replace(PLAIN, scaling=scaling, max_length=1024)
     content = Calibration(
         checkpoint={"model_type": "llama"},
+        settings={"tune": "yarn"},
         spec=spec,
         inv_freq=frequencies(spec, 1024).inv_freq,
         temperature=(0.05, 1.0),
