@@ -187,12 +187,18 @@ def _no_weights(folder: Path) -> Problem:
     return Problem(str(folder), "expected safetensors weights, found none", f"{SINGLE_NAME} or {INDEX_NAME} is needed")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_member(index, "weight_map", max_bytes=INDEX_BYTES, max_values=HEADER_VALUES)
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+def as_weight_map(value: object, index: str) -> dict[str, str]:
+    """The member `weight_map` of an index. Raises BadCheckpoint where it is not tensor name → file name."""
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value.values()):
         raise BadCheckpoint(
             "expected an object of tensor name → file name", where=f"{index}: weight_map", hint="rebuild the index"
         )
+    return value
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_member(index, "weight_map", max_bytes=INDEX_BYTES, max_values=HEADER_VALUES)
+    weight_map = as_weight_map(found, str(index))
     shards = len(set(weight_map.values()))
     if shards > MAX_SHARDS:
         raise BadCheckpoint(

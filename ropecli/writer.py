@@ -22,6 +22,7 @@ from ropecli.frequencies import Frequencies, frequencies
 from ropecli.safetensors_header import HEADER_VALUES, INDEX_BYTES, INDEX_NAME
 from ropecli.spec import RopeSpec
 from ropecli.staging import is_staging, private_folder, staged
+from ropecli.strict_json import read_text
 from ropecli.tables import SHARD, SIDECAR, verify_tables, write_tables
 from ropecli.weight_edits import rewrite_shard
 
@@ -169,9 +170,9 @@ def _new_bytes(conversion: Conversion, files: Mapping[str, Path]) -> int:
 
 
 def index_text(folder: Path) -> str | None:
-    """The text of model.safetensors.index.json, where the checkpoint has one. Raises BadCheckpoint."""
+    """The text of model.safetensors.index.json, not yet parsed, where there is one. Raises BadCheckpoint."""
     path = folder / INDEX_NAME
-    return read_json(path, max_bytes=INDEX_BYTES, max_values=HEADER_VALUES)[1] if path.is_file() else None
+    return read_text(path, max_bytes=INDEX_BYTES, max_values=HEADER_VALUES) if path.is_file() else None
 
 
 def _copied_bytes(files: Mapping[str, Path], out: Path, weights: Weights) -> int:
