@@ -208,6 +208,16 @@ def test_a_folded_checkpoint_takes_another_ramp(checkpoint, tmp_path):
     assert all(read_tensor(old[name]) == read_tensor(new[name]) for name in old)
 
 
+@pytest.mark.parametrize("own", [None, "0.1", ["a"], {"kept": 1}], ids=str)
+def test_the_mark_takes_its_place_whatever_was_there(own, checkpoint, tmp_path):
+    """Members that somebody else keeps under our key stay; what is no object has none."""
+    config = json.loads((checkpoint / "config.json").read_text()) | {"ropecli": own}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert convert(checkpoint, tmp_path / "out", "--bake", "attention-factor") == 0
+    mark = json.loads((tmp_path / "out" / "config.json").read_text())["ropecli"]
+    assert mark == (own if isinstance(own, dict) else {}) | {"folded_attention_factor": {"default": 1.3}}
+
+
 @pytest.mark.parametrize("mark", [1.3, {"default": 0}, {"default": "1.3"}, {"default": True}], ids=str)
 def test_a_damaged_mark_is_a_broken_checkpoint(mark, checkpoint, tmp_path, capsys):
     """What the weights hold is then not known: exit status 3 from both verbs, with the file and the key."""
