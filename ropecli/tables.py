@@ -180,7 +180,7 @@ def _indices(written: Checkpoint, rope: LayerRope) -> tuple[int, ...]:
     if not indices:
         raise BadUsage(
             "cannot tell which layers rotate this way",
-            where=f"--bake per layer: {rope.name}",
+            where=f"--bake-per-layer: {rope.name}",
             hint="layer_types has to list the type of each layer, as transformers 5 writes it",
         )
     return indices

@@ -194,6 +194,14 @@ def test_a_copy_for_each_layer(tmp_path: Path) -> None:
             assert torch.equal(found, kinds[f"{kind}.rotary_emb.{leaf}"])
 
 
+def test_layers_that_cannot_be_told_apart_have_no_copies(tmp_path: Path) -> None:
+    """Without `layer_types` nobody knows which layer takes which table; the error names the option."""
+    untold = checkpoint_of(tmp_path, **{key: value for key, value in LAYERED.items() if key != "layer_types"})
+    with pytest.raises(BadUsage) as caught:
+        plan_tables(BakeRequest("cos-sin", 8, per_layer=True), untold)
+    assert caught.value.where.startswith("--bake-per-layer: ")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_largest_error_is_measured(dtype: Any, tmp_path: Path) -> None:
     """What `write_tables` returns is the largest difference from the float64 values, over all tensors."""
