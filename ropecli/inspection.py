@@ -189,7 +189,7 @@ def failed_checks(inspection: Inspection, *, check: bool, strict: bool, expect: 
     failures = [f"{problem.where}: {problem.problem}" for problem in inspection.problems]
     if check or strict:
         failures += [f"{f.id} {f.severity}: {f.message}" for f in inspection.findings if f.severity in grave]
-    return (*failures, *(expected(inspection, expect) if expect else ()))
+    return (*failures, *(() if expect is None else expected(inspection, expect)))
 
 
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:

@@ -614,6 +614,8 @@ def test_expectations_decide_the_exit_status(run, checkpoint):
     assert status == 1
     assert "rope_type=yarn" in stderr
     assert run("inspect", checkpoint, "--expect", "no_such_key=1")[0] == 2
+    # as a shell variable that is not set gives it: nothing was checked, so it does not pass
+    assert run("inspect", checkpoint, "--expect", "")[0] == 2
 
 
 def test_expectations_of_a_model_that_does_not_rotate_fail(run, tmp_path):
