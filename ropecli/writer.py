@@ -159,14 +159,16 @@ def survey(conversion: Conversion, out: Path | None, weights: Weights) -> tuple[
     if out is not None:
         _check_target(conversion.checkpoint.path or out, out, force=True)
     place_of_out = out or (conversion.checkpoint.path or Path()).absolute()
-    return len(files), _copied_bytes(files, place_of_out, weights) + _new_bytes(conversion, files)
+    return len(files), _most_bytes(conversion, files, place_of_out, weights)
 
 
-def _new_bytes(conversion: Conversion, files: Mapping[str, Path]) -> int:
-    """What is written besides copies: texts, tables, and shards whose weights are scaled."""
-    texts = sum(len(text.encode()) for text in conversion.texts.values())
+def _most_bytes(conversion: Conversion, files: Mapping[str, Path], out: Path, weights: Weights) -> int:
+    """What is written at most: copies, texts, tables, and shards whose weights are scaled."""
+    copied = {name: path for name, path in files.items() if name not in conversion.scaled}
     shards = sum(files[name].stat().st_size for name in conversion.scaled if name in files)
-    return texts + shards + (conversion.tables.size if conversion.tables is not None else 0)
+    texts = sum(len(text.encode()) for text in conversion.texts.values())
+    tables = conversion.tables.size if conversion.tables is not None else 0
+    return _copied_bytes(copied, out, weights) + shards + texts + tables
 
 
 def index_text(folder: Path) -> str | None:
@@ -237,14 +239,13 @@ def _check_unchanged(path: Path, before: os.stat_result) -> None:
         raise BadCheckpoint("the file changed while it was copied", where=str(path), hint="wait until it is complete")
 
 
-def _check_space(files: Mapping[str, Path], out: Path, weights: Weights) -> None:
-    needed = _copied_bytes(files, out, weights)
+def _check_space(needed: int, out: Path) -> None:
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise NoResource(
-            f"the copy needs {needed:,} bytes, {free:,} are free",
+            f"the output needs {needed:,} bytes, {free:,} are free",
             where=str(out.parent),
-            hint="write to the source's file system, where weights are linked instead of copied",
+            hint="free some space, or write to the source's file system, where weights are linked instead of copied",
         )
 
 
@@ -299,7 +300,7 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
     """
     files = _carried(conversion, weights)
     _check_target(conversion.checkpoint.path or out, out, force=force)
-    _check_space(files, out, weights)
+    _check_space(_most_bytes(conversion, files, out, weights), out)
     ways: dict[str, str] = {}
     new_bytes = 0
     table_error: float | None = None
