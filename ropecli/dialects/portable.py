@@ -44,9 +44,14 @@ LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
 LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
 """Model types whose class in transformers 5.24 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
 
-UNSTATED_HEAD = frozenset(("hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mistral", "mixtral"))
-"""Model types whose class in transformers 5.24, or 4.57 as Mistral's, leaves head_dim null, which most scalings then
-multiply by."""
+UNSTATED_HEAD = frozenset(
+    (
+        *("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text"),
+        *("minimax", "ministral", "mistral", "mixtral"),
+    )
+)
+"""Model types whose class in transformers 5.24, or 4.57 as Mistral's, leaves head_dim null where the file has none;
+most scalings then multiply by it."""
 
 TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
     "attn_factor": frozenset({"vllm-2026-08", "sglang"}),

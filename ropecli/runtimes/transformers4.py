@@ -6,6 +6,7 @@ Source: transformers 4.57.6 `modeling_rope_utils.py`, `models/llama/configuratio
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from ropecli.dialects.portable import UNSTATED_HEAD
 from ropecli.runtimes.formulas import (
     divided,
     index_ramp,
@@ -46,9 +47,6 @@ _ROPE_TYPE_ALONE = {
 }
 """Model types whose config does not copy `type` to `rope_type`."""
 
-_HEAD_DIM_IS_NULL = {"hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mistral", "mixtral"}
-"""Model types whose config leaves `head_dim` null where the file has none, and YaRN then multiplies None."""
-
 
 def _check_class(request: Request, given: Keys, kind: str) -> None:
     """What some model classes refuse. Raises Refused."""
@@ -61,7 +59,7 @@ def _check_class(request: Request, given: Keys, kind: str) -> None:
         raise Refused("KeyError: this model's class reads rope_type, not type")
     if request.model_type.startswith("hunyuan") and kind == "dynamic" and "alpha" not in given:
         raise Refused("KeyError: dynamic needs an alpha in this model")
-    no_head_dim = request.model_type in _HEAD_DIM_IS_NULL and request.config.get("head_dim") is None
+    no_head_dim = request.model_type in UNSTATED_HEAD and request.config.get("head_dim") is None
     if kind in NEEDS_HEAD_DIM and no_head_dim:
         raise Refused(f"TypeError: {kind} needs a head_dim in the file, which this model's class leaves null")
 

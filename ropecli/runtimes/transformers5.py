@@ -3,6 +3,7 @@
 Source: transformers 5.24.0 `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
 """
 
+from ropecli.dialects.portable import UNSTATED_HEAD
 from ropecli.runtimes.formulas import (
     divided,
     index_ramp,
@@ -147,14 +148,10 @@ NEEDS_HEAD_DIM = ("dynamic", "longrope", "yarn")
 _UNSCALED = {"codegen", "gptj", "roformer"}
 """Model types whose classes have no `rope_parameters`: they would pass the object on to the model, which stops."""
 
-_HEAD_DIM_MAY_BE_NULL = {
-    *("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text", "minimax", "ministral", "mixtral"),
-}
-"""Model types that leave `head_dim` null where the file has none: YaRN multiplies it before it looks for another."""
-
 
 def _head_dim_is_null(model_type: str, text: Keys) -> bool:
-    return model_type in _HEAD_DIM_MAY_BE_NULL and text.get("head_dim") is None
+    # Mistral's class fills it in from version 5 on
+    return model_type in UNSTATED_HEAD - {"mistral"} and text.get("head_dim") is None
 
 
 def flags(serving: Serving) -> tuple[str, ...]:
