@@ -146,7 +146,8 @@ def _longrope(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
         factor: float | None = longest / original
     else:
         original, factor = longest, optional(scaling, "factor")
-    given = own_mscale(request, scaling) or given
+    own = own_mscale(request, scaling)
+    given = given if own is None else own
     if given is None:
         if factor is None:
             raise Refused("TypeError: longrope has neither a top-level original_max_position_embeddings nor a factor")
