@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from ropecli.errors import BadUsage, RopeError
 from ropecli.render import terminal
 from ropecli.render.calibration import TrialLog, show_calibration, show_cost
 from ropecli.staging import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 OPTIMIZERS = ("auto", "nelder-mead", "powell", "cobyqa", "l-bfgs-b", "differential-evolution")
 

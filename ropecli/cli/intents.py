@@ -9,11 +9,11 @@ from ropecli.errors import BadUsage
 from ropecli.render import terminal
 from ropecli.spec import LARGEST, SMALLEST, RopeSpec
 
-LONGEST_SERVED = 2**30
-"""Tokens: a length beyond a thousand million is a length that was given for a factor, or a slip of the finger."""
-
 if TYPE_CHECKING:
     from calibrate.calibration import Calibrated
+
+LONGEST_SERVED = 2**30
+"""Tokens: a length beyond a thousand million is a length that was given for a factor, or a slip of the finger."""
 
 
 def by_hand(

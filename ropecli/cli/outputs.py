@@ -5,14 +5,10 @@ import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from ropecli.errors import BadUsage, NoResource, OutputExists
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_output_file(output: Path, *, force: bool) -> None:
