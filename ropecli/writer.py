@@ -21,7 +21,7 @@ from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, Out
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.safetensors_header import HEADER_VALUES, INDEX_BYTES, INDEX_NAME
 from ropecli.spec import RopeSpec
-from ropecli.staging import is_staging, private_folder, staged
+from ropecli.staging import is_staging, private_folder, staged, write_new
 from ropecli.strict_json import read_text
 from ropecli.tables import SHARD, SIDECAR, verify_tables, write_tables
 from ropecli.weight_edits import rewrite_shard
@@ -384,12 +384,9 @@ def _is_copy(backup: Path, target: Path) -> bool:
 
 
 def _write_text(path: Path, text: str) -> int:
-    """Write a new file and see it onto the disk; returns its bytes."""
+    """Write a new file of text; returns its bytes."""
     data = text.encode("utf-8")
-    with path.open("xb") as writer:
-        writer.write(data)
-        writer.flush()
-        os.fsync(writer.fileno())
+    write_new(path, data)
     return len(data)
 
 
