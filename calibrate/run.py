@@ -260,16 +260,22 @@ def share(budget: Budget, evaluations: int, tasks: Sequence[Task]) -> Budget:
     return Budget(evals, limit, budget.began)
 
 
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """The local files with the weights of what `loaded_by` names; none of a config on standard input."""
+    path = checkpoint.path
+    if path is None or checkpoint.format == "gguf":
+        return [] if path is None else [path]
+    return sorted((path if path.is_dir() else path.parent).glob("*.safetensors"))
+
+
 def _identity(request: Request, prepared: Prepared) -> Mapping[str, Any]:
     """What must be the same for an earlier run's scores to be of use."""
     settings = asdict(request)
     for changeable in ("source", "data", "journal", "resume", "max_evals", "time_limit", "settings", "factors"):
         del settings[changeable]
-    path = prepared.checkpoint.path
-    files = [] if path is None else sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     return {
         "checkpoint": prepared.checkpoint.config_sha256,
-        "weights": [file_fingerprint(file) for file in files],
+        "weights": [file_fingerprint(file) for file in weight_files(prepared.checkpoint)],
         "data": [source.sha256 for source in prepared.sources],
         "device": prepared.loaded.device.type,
         "dtype": prepared.loaded.dtype,

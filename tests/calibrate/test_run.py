@@ -811,6 +811,13 @@ def test_what_has_no_weights_to_search_with_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", [".", "config.json", "model.safetensors"])
+def test_a_journal_knows_the_weights_whatever_was_named(name: str) -> None:
+    """A config.json stands for its folder, so other weights beside it are another run."""
+    (weights,) = TINY.glob("*.safetensors")
+    assert run.weight_files(read_checkpoint(str(TINY / name))) == [weights]
+
+
 def test_a_config_beside_its_weights_is_the_checkpoint(tmp_path: Path) -> None:
     """`MODEL/config.json` names the folder."""
     arguments = [*data(2), *SMALL, "--max-evals", "1", "-q", "-o", str(tmp_path / "out.json")]
