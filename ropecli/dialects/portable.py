@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from ropecli.dialects.hf_keys import NAMES
+from ropecli.dialects.hf_keys import NAMES, ORIGINAL
 from ropecli.dialects.hf_types import type_facts
 from ropecli.errors import BadUsage
 from ropecli.frequencies import SNAP, ntk_base, ramp_frequencies, snapped_betas, yarn_corners
@@ -31,7 +31,6 @@ from ropecli.spec import (
 )
 
 Schema = Literal["both", "v4", "v5"]
-ORIGINAL = "original_max_position_embeddings"
 KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 """Members of a scaling dict that say how wide or how split the rotation is; they survive every rewrite."""
 

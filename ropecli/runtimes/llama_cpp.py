@@ -7,6 +7,7 @@ Source: ngxson/llama.cpp 3f545bec (2026-08-22), `conversion/base.py` and its mod
 from dataclasses import replace
 
 from ropecli.dialects.gguf_archs import LOG_MULTIPLIER, SLIDING
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.dialects.portable import portable_yarn, written_theta
 from ropecli.frequencies import frequencies, ramp_frequencies, yarn_corners
 from ropecli.runtimes.comparison import compare
@@ -37,7 +38,6 @@ from ropecli.runtimes.reading import Computed, Keys, Reading, Request, Runtime
 from ropecli.runtimes.serving import Serving, must_not_be_latent, refused
 from ropecli.spec import Dynamic, LayerRope, Linear, Ntk, Plain, RopeSpec, Yarn
 
-_ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length", "model_max_length")
 _THETAS = (
     *("global_rope_theta", "rope_global_theta", "rope_theta_global"),
@@ -83,8 +83,8 @@ def _parameters(request: Request) -> Keys:
         return full
     if "rope_type" not in whole and "type" in whole:
         whole["rope_type"] = whole["type"]
-    if request.config.get(_ORIGINAL) is not None:
-        whole.setdefault(_ORIGINAL, request.config[_ORIGINAL])
+    if request.config.get(ORIGINAL) is not None:
+        whole.setdefault(ORIGINAL, request.config[ORIGINAL])
     return whole
 
 
@@ -114,7 +114,7 @@ def _compute(request: Request, parameters: Keys, base: RopeSpec, longest: int) -
             computed = _yarn(request, parameters, base, factor)
         case "llama3" if request.architecture in LLAMA3_ARCHITECTURES:
             low, high = number(parameters, "low_freq_factor", 1.0), number(parameters, "high_freq_factor", 4.0)
-            original = length(parameters, _ORIGINAL, 8192)
+            original = length(parameters, ORIGINAL, 8192)
             computed = rotation_ramp(base, number(parameters, "factor", 8.0), original, low, high), 1.0, ()
         case "longrope" | "su" if request.architecture in _PHI3 | _MINICPM:
             computed = _longrope(request, parameters, base, longest)
@@ -149,14 +149,14 @@ def _yarn(request: Request, parameters: Keys, base: RopeSpec, factor: float) -> 
         notes += [f"{name} not converted" for name in ("mscale", "mscale_all_dim") if name in parameters]
     if "truncate" in parameters:
         notes.append("truncate not converted")
-    spec = replace(base, original_length=length(parameters, _ORIGINAL))
+    spec = replace(base, original_length=length(parameters, ORIGINAL))
     low, high = yarn_corners(spec, Yarn(factor, 1.0, fast, slow))
     return ramp_frequencies(spec, factor, low, max(low, high)), attention_factor, tuple(notes)
 
 
 def _longrope(request: Request, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     """Two tensors of divisors; the long one for a context above the original length, whatever the sequence."""
-    original = length(parameters, _ORIGINAL, longest)
+    original = length(parameters, ORIGINAL, longest)
     short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
     temperature = longrope_magnitude(longest / original, original) if request.architecture in _PHI3 else 1.0
     notes = () if short == long else (f"long_factor at every length where the context is above {original}",)

@@ -3,6 +3,7 @@
 Source: microsoft/onnxruntime-genai a0c04eb1 (2026-08-22), `src/python/py/models/builders/`.
 """
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.frequencies import corner
 from ropecli.runtimes.formulas import (
     divided,
@@ -20,7 +21,6 @@ from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, 
 from ropecli.runtimes.standardised import standardised
 from ropecli.spec import RopeSpec
 
-_ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("seq_length", "max_position_embeddings")
 _LLAMA = {"LlamaForCausalLM", "NemotronForCausalLM", "SmolLM3ForCausalLM"}
 _PHI3 = {"Phi3ForCausalLM", "PhiMoEForCausalLM", "Phi3SmallForCausalLM", "Phi3VForCausalLM", "Phi4MMForCausalLM"}
@@ -41,9 +41,9 @@ def rule(request: Request) -> Reading:
 
 def _original(request: Request, parameters: Keys, longest: int) -> int:
     """The top level's original length, else the dict's, else M."""
-    if _ORIGINAL in request.config:
-        return length(request.config, _ORIGINAL)
-    return length(parameters, _ORIGINAL, longest)
+    if ORIGINAL in request.config:
+        return length(request.config, ORIGINAL)
+    return length(parameters, ORIGINAL, longest)
 
 
 def _compute(request: Request, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
@@ -81,7 +81,7 @@ def _yarn(parameters: Keys, base: RopeSpec, original: int) -> Computed:
         raise Refused("its ramp has one value a pair of the whole head, but only a part rotates")
     _assert_inside(base, original, number(parameters, "beta_fast"), slow)
     inv_freq = index_ramp(base, factor, original, number(parameters, "beta_fast"), slow, truncate=False)
-    notes = ignored(parameters, "factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    notes = ignored(parameters, "factor", ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
     return inv_freq, _magnitude(parameters, factor, original), (*notes, "corners are never rounded")
 
 

@@ -6,6 +6,7 @@ Source: transformers 4.57.6 `modeling_rope_utils.py`, `models/llama/configuratio
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.dialects.portable import UNSTATED_HEAD
 from ropecli.runtimes.formulas import (
     divided,
@@ -32,8 +33,6 @@ from ropecli.runtimes.keys import (
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.transformers5 import KNOWN, NEEDS_HEAD_DIM, own_alpha, own_mscale
 from ropecli.spec import RopeSpec
-
-_ORIGINAL = "original_max_position_embeddings"
 
 _UNSCALED = {"nemotron"}
 """Model types whose rotary module is always the plain one."""
@@ -121,7 +120,7 @@ def _compute(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
         case "longrope":
             computed = _longrope(scaling, base, request)
         case "llama3":
-            original, factor = length(scaling, _ORIGINAL), number(scaling, "factor")
+            original, factor = length(scaling, ORIGINAL), number(scaling, "factor")
             low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
             computed = rotation_ramp(base, factor, original, low, high), 1.0, ()
         case other:
@@ -131,7 +130,7 @@ def _compute(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
 
 def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     factor, given = number(scaling, "factor"), optional(scaling, "attention_factor")
-    original = length(scaling, _ORIGINAL) if scaling.get(_ORIGINAL) else longest
+    original = length(scaling, ORIGINAL) if scaling.get(ORIGINAL) else longest
     fast, slow = optional(scaling, "beta_fast") or 32.0, optional(scaling, "beta_slow") or 1.0
     inv_freq = index_ramp(base, factor, original, fast, slow, truncate=scaling.get("truncate", True))
     return inv_freq, pair_magnitude(factor, scaling) if given is None else given, ()
@@ -141,8 +140,8 @@ def _longrope(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
     """The original length stands at the top level or is M; the one in the dict is not read."""
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
     longest, given = max_positions(request), optional(scaling, "attention_factor")
-    if request.config.get(_ORIGINAL):
-        original = length(request.config, _ORIGINAL)
+    if request.config.get(ORIGINAL):
+        original = length(request.config, ORIGINAL)
         factor: float | None = longest / original
     else:
         original, factor = longest, optional(scaling, "factor")
