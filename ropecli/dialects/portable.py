@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
+from ropecli.dialects.hf_groups import PER_LAYER
 from ropecli.dialects.hf_keys import NAMES, ORIGINAL
 from ropecli.dialects.hf_types import type_facts
 from ropecli.errors import BadUsage
@@ -36,9 +37,6 @@ KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 
 OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith("_base"))
 """What older model types call the base."""
-
-LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
-"""Keys that hold one value for each layer in models whose layers all differ."""
 
 LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
 """Model types whose class in transformers 5.24 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
@@ -295,7 +293,7 @@ def layered_changes(
     one `rope_scaling`, which its classes apply to the full-attention layers alone.
     Raises BadUsage for what such a config cannot say.
     """
-    for key in LISTS:
+    for key in PER_LAYER:
         if isinstance(text.get(key), list):
             raise BadUsage("one value for each layer leaves no place for a scaling", where=key)
     for name, spec in intent.items():
