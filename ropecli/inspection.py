@@ -83,7 +83,7 @@ def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None =
         return {}
     inner, path = hf.text_config(checkpoint.config)
     merged = {**checkpoint.config, **inner} if path else inner
-    architecture = _architecture(checkpoint.config)
+    architecture = hf.class_name(checkpoint.config)
     answers: dict[str, list[tuple[Reading, float | None, bool]]] = {}
     for rope in checkpoint.ropes:
         meant = frequencies((intent or {}).get(rope.name, rope.spec))
@@ -100,11 +100,6 @@ def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None =
         for name, reading in readings(request).items():
             answers.setdefault(name, []).append((reading, *compare(reading, meant)))
     return {name: _row(found) for name, found in answers.items()}
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def _row(found: list[tuple[Reading, float | None, bool]]) -> RuntimeRow:

@@ -73,8 +73,7 @@ class Serving:
     @property
     def architecture(self) -> str:
         """The class name in `architectures`, or ""."""
-        names = self.config.get("architectures")
-        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+        return hf.class_name(self.config)
 
     @property
     def gguf_architecture(self) -> str | None:
