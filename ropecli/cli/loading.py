@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ropecli.checkpoint import read_checkpoint
-from ropecli.errors import BadUsage
+from ropecli.errors import BadUsage, printable
 from ropecli.render import terminal
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -57,7 +57,7 @@ def quiet_libraries(*, verbose: bool) -> None:
 
     def escaped(*details: Any, **more: Any) -> logging.LogRecord:
         made = record(*details, **more)
-        made.msg, made.args = "\n".join(map(terminal.printable, made.getMessage().split("\n"))), ()
+        made.msg, made.args = "\n".join(map(printable, made.getMessage().split("\n"))), ()
         return made
 
     logging.setLogRecordFactory(escaped)

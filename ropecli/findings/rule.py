@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from ropecli.errors import printable
+
 if TYPE_CHECKING:
     from ropecli.findings.context import Context
 
@@ -60,8 +62,7 @@ class Rule:
 
         Control characters from files are made visible in the message.
         """
-        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        return Finding(self.id, self.severity, printable, effect or self.effect, fix or {})
+        return Finding(self.id, self.severity, printable(message), effect or self.effect, fix or {})
 
 
 Check: TypeAlias = Callable[["Context"], Iterator[Finding]]

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from ropecli.render.terminal import emit, emit_table, escape, plain_table, ppl_text, printable
+from ropecli.errors import printable
+from ropecli.render.terminal import emit, emit_table, escape, plain_table, ppl_text
 
 if TYPE_CHECKING:
     from calibrate.evaluation import Row

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ropecli.errors import printable
 from ropecli.frequencies import base_frequencies, frequencies
 from ropecli.inspection import Change, Inspection, RuntimeRow, baked_to_json
-from ropecli.render.terminal import emit_json, emit_table, escape, finding_lines, plain_table, printable, say
+from ropecli.render.terminal import emit_json, emit_table, escape, finding_lines, plain_table, say
 from ropecli.spec import LayerRope
 
 
