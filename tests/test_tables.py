@@ -196,7 +196,7 @@ def test_a_copy_for_each_layer(tmp_path: Path) -> None:
 
 def test_layers_that_cannot_be_told_apart_have_no_copies(tmp_path: Path) -> None:
     """Without `layer_types` nobody knows which layer takes which table; the error names the option."""
-    untold = checkpoint_of(tmp_path, **{key: value for key, value in LAYERED.items() if key != "layer_types"})
+    untold = checkpoint_of(tmp_path, **LAYERED | {"layer_types": None, "model_type": "unknown"})
     with pytest.raises(BadUsage) as caught:
         plan_tables(BakeRequest("cos-sin", 8, per_layer=True), untold)
     assert caught.value.where.startswith("--bake-per-layer: ")
