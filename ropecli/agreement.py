@@ -10,7 +10,7 @@ from ropecli.dialects import hf
 from ropecli.dialects.portable import needs_longrope
 from ropecli.errors import BadUsage, RopeError
 from ropecli.folding import is_foldable
-from ropecli.frequencies import base_frequencies, frequencies
+from ropecli.frequencies import divisors, frequencies
 from ropecli.inspection import RuntimeRow, runtime_rows, with_text
 from ropecli.runtimes.emit import FLAGS, emit
 from ropecli.runtimes.serving import Serving
@@ -55,10 +55,9 @@ def as_longrope(spec: RopeSpec, *, mla: bool = False) -> RopeSpec:
             where="--carrier",
             hint="add --bake attention-factor, which puts it into the weights, or leave --carrier out",
         )
-    base = base_frequencies(spec.rope_theta, spec.rotary_dim)
-    divisors = tuple(w / now for w, now in zip(base, table.inv_freq, strict=True))
+    factors = divisors(spec, spec.max_length)
     m = table.attention_factor
-    return replace(spec, scaling=Longrope(max(spec.scaling.factor, 1.0), divisors, divisors, m, m))
+    return replace(spec, scaling=Longrope(max(spec.scaling.factor, 1.0), factors, factors, m, m))
 
 
 def carried(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec], carrier: str) -> tuple[dict[str, RopeSpec], str]:

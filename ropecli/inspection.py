@@ -10,7 +10,7 @@ from ropecli.checkpoint import OWN_KEY, Checkpoint, Problem, folded_factors, rea
 from ropecli.dialects import hf
 from ropecli.errors import BadUsage, RopeError
 from ropecli.findings import Finding, find, find_in_config
-from ropecli.frequencies import base_frequencies, frequencies, rotations
+from ropecli.frequencies import base_frequencies, frequencies, largest_difference, rotations
 from ropecli.runtimes import Reading, Request, compare, readings
 from ropecli.spec import LayerRope, RopeSpec, scaling_to_json
 
@@ -303,10 +303,9 @@ def _values(rope: LayerRope) -> dict[str, Any]:
 
 
 def _table_change(name: str, here: RopeSpec, there: RopeSpec) -> list[Change]:
-    a, b = frequencies(here, here.max_length).inv_freq, frequencies(there, there.max_length).inv_freq
-    if len(a) != len(b):
-        return [Change(name, "inv_freq", f"{len(a)} pairs", f"{len(b)} pairs")]
-    worst = max(abs(x - y) / max(abs(x), abs(y)) if x or y else 0.0 for x, y in zip(a, b, strict=True))
+    if here.pairs != there.pairs:
+        return [Change(name, "inv_freq", f"{here.pairs} pairs", f"{there.pairs} pairs")]
+    worst = largest_difference(frequencies(here, here.max_length), frequencies(there, there.max_length))
     return [Change(name, "inv_freq", "", f"differs by up to {100 * worst:.3g} %")] if worst else []
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ropecli.errors import BadUsage, NoResource
-from ropecli.frequencies import base_frequencies, frequencies
+from ropecli.frequencies import divisors, frequencies
 from ropecli.spec import Dynamic, LayerRope, Plain, RopeSpec
 from ropecli.staging import write_whole
 
@@ -196,15 +196,8 @@ def _wavelengths(inv_freq: Sequence[float]) -> list[float]:
     return [2 * math.pi / w if w > 0 else math.nan for w in inv_freq]
 
 
-def _divisors(spec: RopeSpec) -> list[float]:
-    """How many times longer each wavelength becomes at the spec's `max_length`; inf for a pair that stands still."""
-    base = base_frequencies(spec.rope_theta, spec.rotary_dim)
-    scaled = frequencies(spec, spec.max_length).inv_freq
-    return [w / changed if changed > 0 else math.inf for w, changed in zip(base, scaled, strict=True)]
-
-
-def _regions(divisors: Sequence[float], full: float) -> list[str]:
-    """For each pair: kept, interpolated (divided by the whole factor), ramp (in between), or still (not turning)."""
+def _regions(found: Sequence[float], full: float) -> list[str]:
+    """For each divisor: kept, interpolated (divided by the whole factor), ramp (in between), or still (not turning)."""
 
     def region(divisor: float) -> str:
         if divisor == math.inf:
@@ -213,16 +206,16 @@ def _regions(divisors: Sequence[float], full: float) -> list[str]:
             return "kept"
         return "interpolated" if divisor >= full * (1 - 1e-6) else "ramp"
 
-    return [region(divisor) for divisor in divisors]
+    return [region(divisor) for divisor in found]
 
 
 def _shade(axes: Any, spec: RopeSpec) -> None:
     """A band behind the curves for each run of pairs that fare alike, and one legend entry a region."""
-    divisors = _divisors(spec)
-    full = divisors[-1] if isinstance(spec.scaling, Dynamic) else spec.scaling.factor
-    more = " or more" if any(full * (1 + 1e-6) < divisor < math.inf for divisor in divisors) else ""
+    found = divisors(spec, spec.max_length)
+    full = found[-1] if isinstance(spec.scaling, Dynamic) else spec.scaling.factor
+    more = " or more" if any(full * (1 + 1e-6) < divisor < math.inf for divisor in found) else ""
     words = {"interpolated": f"interpolated (divided by {full:.4g}{more})", "still": "not turning"}
-    runs = [(name, [d for d, _ in run]) for name, run in groupby(enumerate(_regions(divisors, full)), lambda x: x[1])]
+    runs = [(name, [d for d, _ in run]) for name, run in groupby(enumerate(_regions(found, full)), lambda x: x[1])]
     for name, (colour, hatch) in REGIONS.items():
         spans = [pairs for region, pairs in runs if region == name]
         for pairs in spans:
@@ -311,7 +304,8 @@ def plot_divisors(specs: Mapping[str, RopeSpec], path: Path) -> None:
         raise BadUsage("there is no rotary embedding to draw", where=str(path))
     with _drawing(path) as (axes,):
         for (label, spec), look in zip(specs.items(), _styles(), strict=False):
-            axes.plot(range(spec.pairs), _divisors(spec), label=label, markevery=_spread_markers(spec.pairs), **look)
+            found = divisors(spec, spec.max_length)
+            axes.plot(range(spec.pairs), found, label=label, markevery=_spread_markers(spec.pairs), **look)
         axes.set_xlabel("rotary pair, fast to slow")
         axes.set_ylabel("frequency divided by")
         axes.grid(axis="y", color="#dddddd")

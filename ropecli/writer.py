@@ -18,7 +18,7 @@ from ropecli.byte_copy import copy_file
 from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_headers, verify
 from ropecli.conversion import Conversion
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
-from ropecli.frequencies import Frequencies, frequencies
+from ropecli.frequencies import frequencies, largest_difference
 from ropecli.safetensors_header import HEADER_VALUES, INDEX_BYTES, INDEX_NAME
 from ropecli.spec import RopeSpec
 from ropecli.staging import is_staging, private_folder, staged, write_new
@@ -249,12 +249,6 @@ def _check_space(needed: int, out: Path) -> None:
         )
 
 
-def worst_difference(found: Frequencies, wanted: Frequencies) -> float:
-    """The largest relative difference of two tables; pairs that stand still in both do not count."""
-    pairs = zip(found.inv_freq, wanted.inv_freq, strict=True)
-    return max(abs(a - b) / max(abs(a), abs(b)) if a or b else 0.0 for a, b in pairs)
-
-
 def prove(folder: Path, intent: Mapping[str, RopeSpec], name: str) -> None:
     """Read the written checkpoint and recompute. Raises CheckFailed if it does not mean what was asked.
 
@@ -271,7 +265,7 @@ def prove(folder: Path, intent: Mapping[str, RopeSpec], name: str) -> None:
             raise CheckFailed(f"the written config has no layers {layers!r}", where=name, hint=report)
         for length in (spec.original_length, spec.max_length):
             found, wanted = frequencies(ropes[layers], length), frequencies(spec, length)
-            off = worst_difference(found, wanted) if len(found.inv_freq) == len(wanted.inv_freq) else float("inf")
+            off = largest_difference(found, wanted)
             if off > FREQUENCY_TOLERANCE or abs(found.attention_factor - wanted.attention_factor) > FACTOR_TOLERANCE:
                 raise CheckFailed(
                     f"the written config means other numbers than asked: frequencies differ by {off:.2g}, attention "
