@@ -36,6 +36,7 @@ from ropecli.spec import (
     Scaling,
     Yarn,
     default_attention_factor,
+    mscale_ratio,
 )
 
 TENSORS: Mapping[str, str] = {
@@ -321,8 +322,7 @@ def _yarn(keys: _Keys, factor: float, attn_factor: float) -> Yarn:
         # 1e-4: the key is a float32 tenth, so that 1 comes back as 1.0000000149.
         mscale_all_dim = multiplier * scale
         mscale = mscale_all_dim if keys.arch == "deepseek2" and abs(mscale_all_dim - 1) > 1e-4 else 1.0
-        bottom = default_attention_factor(factor, 0.1 * mscale_all_dim)
-        magnitude = default_attention_factor(factor, 0.1 * mscale) / bottom
+        magnitude = mscale_ratio(factor, mscale, mscale_all_dim)
         why = f"ratio by {keys.sources.pop('mscale_all_dim')}"
     joined = keys.sources["attention_factor"]
     keys.sources["attention_factor"] = why if joined == "default of llama.cpp" else f"{why} · {joined}"

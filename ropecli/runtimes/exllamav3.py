@@ -9,7 +9,6 @@ from ropecli.runtimes.formulas import (
     index_ramp,
     linear,
     longrope_magnitude,
-    magnitude,
     pair_magnitude,
     plain,
     proportional,
@@ -29,7 +28,7 @@ from ropecli.runtimes.keys import (
     rope_type,
 )
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
-from ropecli.spec import RopeSpec
+from ropecli.spec import RopeSpec, default_attention_factor
 
 _LENGTHS = ("max_position_embeddings",)
 _YARN = (ORIGINAL, "factor", "attention_factor", "beta_fast", "beta_slow", "truncate", "llama_4_scaling_beta")
@@ -105,7 +104,7 @@ def _yarn(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
             notes += (f"factor ignored: max_position_embeddings / original = {factor:g} is used",)
     given = optional(scaling, "attention_factor")
     if given is None:
-        superseded = 1.0 if scaling.get("llama_4_scaling_beta") else magnitude(factor)
+        superseded = 1.0 if scaling.get("llama_4_scaling_beta") else default_attention_factor(factor)
         both = ratio and scaling.get("mscale") and scaling.get("mscale_all_dim")
         given = pair_magnitude(factor, scaling) if both else superseded
     fast, slow = number(scaling, "beta_fast", 32.0), number(scaling, "beta_slow", 1.0)

@@ -15,7 +15,6 @@ from ropecli.runtimes.formulas import (
     divided,
     linear,
     longrope_magnitude,
-    magnitude,
     ntk,
     plain,
     proportional,
@@ -36,7 +35,7 @@ from ropecli.runtimes.keys import (
 from ropecli.runtimes.llama_cpp_archs import ARCHITECTURES
 from ropecli.runtimes.reading import Computed, Keys, Reading, Request, Runtime
 from ropecli.runtimes.serving import Serving, must_not_be_latent, refused
-from ropecli.spec import Dynamic, LayerRope, Linear, Ntk, Plain, RopeSpec, Yarn
+from ropecli.spec import Dynamic, LayerRope, Linear, Ntk, Plain, RopeSpec, Yarn, default_attention_factor, mscale_ratio
 
 _LENGTHS = ("max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length", "model_max_length")
 _THETAS = (
@@ -141,10 +140,10 @@ def _yarn(request: Request, parameters: Keys, base: RopeSpec, factor: float) -> 
     for name in ("attention_factor", "attn_factor"):
         if parameters.get(name) is not None:
             notes.append(f"{name} written to the GGUF, overwritten when it loads")
-    attention_factor = magnitude(factor)
+    attention_factor = default_attention_factor(factor)
     all_dim = optional(parameters, "mscale_all_dim")
     if all_dim and (read or request.rope.mla):
-        attention_factor = magnitude(factor) / magnitude(factor, all_dim) if read else 1.0
+        attention_factor = mscale_ratio(factor, 1.0, all_dim) if read else 1.0
     else:
         notes += [f"{name} not converted" for name in ("mscale", "mscale_all_dim") if name in parameters]
     if "truncate" in parameters:
@@ -187,7 +186,7 @@ def flags(serving: Serving) -> tuple[str, ...]:
     if serving.layered and attn_factor != 1:
         raise refused(
             "llama.cpp would apply the attention factor to the sliding-window layers, too",
-            f"use --attention-factor {magnitude(rope.spec.scaling.factor):.10g}",
+            f"use --attention-factor {default_attention_factor(rope.spec.scaling.factor):.10g}",
         )
     pairs = _overrides(serving, arch, rope.spec, attn_factor)
     return (*words, "--override-kv", ",".join(pairs), "-c", str(serving.length))
@@ -218,7 +217,7 @@ def _scaling_flags(spec: RopeSpec) -> tuple[tuple[str, ...], float]:
         case Linear():
             return ("--rope-scaling", "linear", "--rope-scale", repr(float(scaling.factor))), 1.0
         case Yarn():
-            return _yarn_flags(spec, scaling), scaling.attention_factor / magnitude(scaling.factor)
+            return _yarn_flags(spec, scaling), scaling.attention_factor / default_attention_factor(scaling.factor)
         case Dynamic():
             raise refused("llama.cpp has one base for all lengths", "use --rope-type ntk")
         case _:

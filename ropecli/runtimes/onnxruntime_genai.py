@@ -10,7 +10,6 @@ from ropecli.runtimes.formulas import (
     index_ramp,
     linear,
     longrope_magnitude,
-    magnitude,
     ntk,
     plain,
     rotation_ramp,
@@ -19,7 +18,7 @@ from ropecli.runtimes.formulas import (
 from ropecli.runtimes.keys import ignored, length, local_layer, max_positions, number, numbers
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.standardised import standardised
-from ropecli.spec import RopeSpec
+from ropecli.spec import RopeSpec, default_attention_factor, mscale_ratio
 
 _LENGTHS = ("seq_length", "max_position_embeddings")
 _LLAMA = {"LlamaForCausalLM", "NemotronForCausalLM", "SmolLM3ForCausalLM"}
@@ -96,12 +95,12 @@ def _magnitude(parameters: Keys, factor: float, original: int) -> float:
     """Both mscale keys: their ratio; `mscale` alone: itself; else by type, the factor itself for an unknown one."""
     top, bottom = number(parameters, "mscale", 0.0), number(parameters, "mscale_all_dim", 0.0)
     if top > 0 and bottom > 0:
-        return magnitude(factor, top) / magnitude(factor, bottom)
+        return mscale_ratio(factor, top, bottom)
     if top > 0:
         return top
     if parameters["rope_type"] in {"su", "longrope"}:
         return longrope_magnitude(factor, original)
-    return magnitude(factor) if parameters["rope_type"] == "yarn" else factor
+    return default_attention_factor(factor) if parameters["rope_type"] == "yarn" else factor
 
 
 def _phi3(parameters: Keys, base: RopeSpec, longest: int, original: int) -> Computed:

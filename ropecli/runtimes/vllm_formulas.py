@@ -4,10 +4,10 @@ Source: vLLM 8d9b52f7 (2026-08-07) and SGLang 623300a5 (2026-06-25), `layers/rot
 """
 
 from ropecli.dialects.hf_keys import ORIGINAL
-from ropecli.runtimes.formulas import each_magnitude, index_ramp, linear, magnitude, proportional
+from ropecli.runtimes.formulas import each_magnitude, index_ramp, linear, proportional
 from ropecli.runtimes.keys import ignored, length, number
 from ropecli.runtimes.reading import Computed, Keys
-from ropecli.spec import RopeSpec
+from ropecli.spec import RopeSpec, default_attention_factor
 
 
 def yarn_ramp(parameters: Keys, base: RopeSpec, *, truncate: object = None) -> tuple[float, ...]:
@@ -33,7 +33,7 @@ def extrapolated(parameters: Keys, base: RopeSpec, inv_freq: tuple[float, ...]) 
 
 def magnified(parameters: Keys) -> float:
     """The default temperature times `attn_factor`, as YaRN was before `attention_factor` was read."""
-    return magnitude(number(parameters, "factor")) * number(parameters, "attn_factor", 1.0)
+    return default_attention_factor(number(parameters, "factor")) * number(parameters, "attn_factor", 1.0)
 
 
 def deepseek_yarn(parameters: Keys, base: RopeSpec) -> Computed:
