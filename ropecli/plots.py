@@ -237,28 +237,23 @@ def _mark_length(axes: Any, tokens: int, name: str, side: str) -> None:
     axes.text(1.01, tokens, f"{name} = {tokens:,}", transform=axes.get_yaxis_transform(), va=side, fontsize=10)
 
 
-def _wavelength_panel(axes: Any, rope: LayerRope, preview: RopeSpec | None) -> None:
+def _wavelength_panel(axes: Any, rope: LayerRope) -> None:
     spec = rope.spec
-    shown = {"before": replace(spec, scaling=Plain())}
-    if not isinstance(spec.scaling, Plain):
-        shown[f"after: {_described(spec)}"] = spec
-    if preview is not None:
-        shown[f"preview: {_described(preview)}"] = preview
-    last = list(shown.values())[-1]
-    if len(shown) > 1:
-        _shade(axes, last)
-    else:
+    if isinstance(spec.scaling, Plain):
         shown = {"plain, no scaling": spec}
+    else:
+        shown = {"before": replace(spec, scaling=Plain()), f"after: {_described(spec)}": spec}
+        _shade(axes, spec)
     every = _spread_markers(spec.pairs)
     for (label, each), look in zip(shown.items(), _styles(), strict=False):
         wavelengths = _wavelengths(frequencies(each, each.max_length).inv_freq)
         fill = "#ffffff" if label == "before" else look["color"]
         axes.plot(range(each.pairs), wavelengths, label=label, markevery=every, markerfacecolor=fill, **look)
-    _mark_length(axes, last.original_length, "L", "top" if last.max_length > last.original_length else "center")
-    if last.max_length > last.original_length:
-        _mark_length(axes, last.max_length, "L'", "bottom")
+    _mark_length(axes, spec.original_length, "L", "top" if spec.max_length > spec.original_length else "center")
+    if spec.max_length > spec.original_length:
+        _mark_length(axes, spec.max_length, "L'", "bottom")
     axes.set_title(
-        f"{rope.name}: {_described(last)}, θ = {_plain_number(spec.rope_theta)}, {spec.pairs} pairs", fontsize=12
+        f"{rope.name}: {_described(spec)}, θ = {_plain_number(spec.rope_theta)}, {spec.pairs} pairs", fontsize=12
     )
     axes.set_ylabel("wavelength: tokens for a full turn")
     axes.set_yscale("log")
@@ -272,26 +267,21 @@ def _plain_number(value: float, _position: object = None) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def plot_wavelengths(ropes: Sequence[LayerRope], path: Path, preview: RopeSpec | None = None) -> None:
+def plot_wavelengths(ropes: Sequence[LayerRope], path: Path) -> None:
     """Wavelength of every rotary pair before and after scaling, one panel a kind of layer, to a PNG or SVG file.
 
     ropes    at least one; its spec is drawn for a sequence of its `max_length` where it depends on the length
     path     .png or .svg; replaced if it is there, and written whole or not at all
-    preview  a scaling that is not in the checkpoint, drawn into the panels with the same base and rotary_dim
 
     A wavelength is the number of tokens for a full turn, 2π / inv_freq; pairs that stand still are left out. L and L'
-    are marked, and shaded are the pairs that the last scaling keeps, changes in part, or divides by the whole factor.
+    are marked, and shaded are the pairs that the scaling keeps, changes in part, or divides by the whole factor.
     Raises BadUsage for another suffix or no rope, NoResource without matplotlib or for a place that cannot be written.
     """
     if not ropes:
         raise BadUsage("there is no rotary embedding to draw", where=str(path))
     with _drawing(path, len(ropes)) as panels:
         for axes, rope in zip(panels, ropes, strict=True):
-            fits = preview is not None and (preview.rope_theta, preview.rotary_dim) == (
-                rope.spec.rope_theta,
-                rope.spec.rotary_dim,
-            )
-            _wavelength_panel(axes, rope, preview if fits else None)
+            _wavelength_panel(axes, rope)
 
 
 def plot_divisors(specs: Mapping[str, RopeSpec], path: Path) -> None:
