@@ -75,6 +75,16 @@ REGIONS = {
 """What happens to a pair → the fill and the hatching of its part of the figure."""
 
 
+def _matplotlib() -> tuple[Any, Callable[..., Any]]:
+    """matplotlib.style, and what makes a figure. Raises NoResource where it is not installed."""
+    try:
+        from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
+    except ImportError as error:
+        raise NoResource("drawing needs matplotlib", hint="pip install matplotlib") from error
+    return style, Figure
+
+
 @contextmanager
 def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
     """Axes below each other, written to `path` when the block ends without an error."""
@@ -83,11 +93,7 @@ def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
         raise BadUsage(
             f"a figure is a .png or .svg file, found {suffix or 'no suffix'}", where=str(path), hint="name it FILE.svg"
         )
-    try:
-        from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
-    except ImportError as error:
-        raise NoResource("drawing needs matplotlib", hint="pip install matplotlib") from error
+    style, figure_of = _matplotlib()
     settings = {
         "svg.hashsalt": "ropecli",
         "svg.fonttype": "none",
@@ -96,7 +102,7 @@ def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
         "text.parse_math": False,  # a dollar sign in a path is no formula
     }
     with style.context(["default", settings], after_reset=True):
-        figure = Figure(figsize=(WIDTH, HEIGHT * panels), dpi=DPI, layout="constrained")
+        figure = figure_of(figsize=(WIDTH, HEIGHT * panels), dpi=DPI, layout="constrained")
         axes = figure.subplots(panels, 1, squeeze=False)
         yield [row[0] for row in axes]
         buffer = BytesIO()
@@ -138,13 +144,9 @@ def page_svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[flo
 
     Raises NoResource without matplotlib.
     """
-    try:
-        from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
-    except ImportError as error:
-        raise NoResource("drawing needs matplotlib", hint="pip install matplotlib") from error
+    style, figure_of = _matplotlib()
     with style.context(["default", {**PAGE_STYLE, "svg.hashsalt": name}], after_reset=True):
-        figure = Figure(figsize=size, dpi=72, layout="constrained")
+        figure = figure_of(figsize=size, dpi=72, layout="constrained")
         draw(figure.subplots())
         buffer = BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
