@@ -153,8 +153,8 @@ def calibrate_command(
             source=model,
             data=tuple(data),
             factors=tuple(factor or ()),
-            target_length=None if target_length is None else options.length(target_length, "--target-length"),
-            original_length=None if original_length is None else options.length(original_length, "--original-length"),
+            target_length=options.optional_length(target_length, "--target-length"),
+            original_length=options.optional_length(original_length, "--original-length"),
             tune=tune,  # type: ignore[arg-type]
             objective=objective,
             guard=guard,

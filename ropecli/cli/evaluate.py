@@ -137,14 +137,14 @@ def evaluate_command(
             lengths=() if lengths is None else options.lengths(lengths, "--lengths"),
             methods=() if methods is None else options.names(methods, "--methods"),
             factor=factor,
-            original_length=None if original_length is None else options.length(original_length, "--original-length"),
+            original_length=options.optional_length(original_length, "--original-length"),
             documents=documents,
             windows=windows,
             text_field=text_field,
-            window=None if window is None else options.length(window, "--window"),
+            window=options.optional_length(window, "--window"),
             by_position=window is not None or plot is not None or (report is not None and protocol == "full"),
             protocol=protocol,
-            stride=None if stride is None else options.length(stride, "--stride"),
+            stride=options.optional_length(stride, "--stride"),
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code, tensor_parallel),
         )
         if passkey:

@@ -29,8 +29,8 @@ def by_hand(
     """The rotary embeddings that the options describe, by layer type."""
     from ropecli.conversion import chosen_layers, extended, scaling_by_hand  # noqa: PLC0415
 
-    original = None if original_length is None else options.length(original_length, "--original-length")
-    target = None if target_length is None else options.length(target_length, "--target-length")
+    original = options.optional_length(original_length, "--original-length")
+    target = options.optional_length(target_length, "--target-length")
     if target is not None and factor is not None:
         raise BadUsage("give one of --factor and --target-length")
     if rope_theta is not None and not SMALLEST <= rope_theta <= LARGEST:
