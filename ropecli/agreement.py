@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
@@ -15,6 +16,9 @@ from ropecli.inspection import RuntimeRow, runtime_rows, with_text
 from ropecli.runtimes.emit import FLAGS, emit
 from ropecli.runtimes.serving import Serving
 from ropecli.spec import Longrope, RopeSpec
+
+Carrier: TypeAlias = Literal["auto", "native", "longrope"]
+"""How a scaling is written: as its own type, as longrope's divisors, or as whichever the model's class takes."""
 
 EMITTED = {"llama.cpp": "llama.cpp", "sglang": "sglang", "vllm": "vllm", "vllm-2026-08": "vllm", "mlx-lm": "mlx"}
 """Runtime rows → names of `--emit`."""
@@ -60,7 +64,9 @@ def as_longrope(spec: RopeSpec, *, mla: bool = False) -> RopeSpec:
     return replace(spec, scaling=Longrope(max(spec.scaling.factor, 1.0), factors, factors, m, m))
 
 
-def carried(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec], carrier: str) -> tuple[dict[str, RopeSpec], str]:
+def carried(
+    checkpoint: Checkpoint, intent: Mapping[str, RopeSpec], carrier: Carrier
+) -> tuple[dict[str, RopeSpec], str]:
     """(the intent as it will be written, why it is longrope where nobody asked for that).
 
     carrier  "native", "longrope", or "auto": native, else longrope where the model's class takes nothing else

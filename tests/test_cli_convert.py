@@ -652,6 +652,15 @@ def test_options_of_tables_that_are_not_baked_are_refused(run, checkpoint, tmp_p
         assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_length_of_tables_is_no_length(run, checkpoint, tmp_path):
+    """As a shell variable that is not set gives it: not the default."""
+    status, _, stderr = run(
+        "convert", checkpoint, "-o", tmp_path / "out", *YARN, "--bake", "cos-sin", "--bake-length", ""
+    )
+    assert status == 2
+    assert "--bake-length" in stderr
+
+
 @pytest.mark.parametrize("option", ["--beta-fast", "--beta-slow"])
 @pytest.mark.parametrize("value", ["0", "-1", "nan"])
 def test_a_bad_end_of_the_ramp_is_named(run, checkpoint, tmp_path, option, value):
