@@ -4,7 +4,6 @@ The new file is a list of pieces: a few new bytes, and ranges of the source that
 weights among them. Staged beside the target, read back, renamed; the source is only ever read.
 """
 
-import errno
 import os
 import shutil
 import struct
@@ -34,7 +33,7 @@ from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
 from ropecli.spec import RopeSpec
 from ropecli.staging import staged
-from ropecli.writer import Receipt, prove
+from ropecli.writer import Receipt, not_written, prove
 
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 """What the first part of a split model says about its parts; the output is one file."""
@@ -137,8 +136,7 @@ def write_gguf(conversion: GgufConversion, out: Path, *, force: bool = False) ->
                 os.fsync(writer.fileno())
             _prove(stage, conversion.intent, str(out))
     except OSError as error:
-        problem = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot be written"
-        raise NoResource(f"{problem} ({error.strerror})", where=str(out), hint="check space and rights") from error
+        raise not_written(error, out) from error
     return Receipt(out, {out.name: "rewritten"}, size)
 
 

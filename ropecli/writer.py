@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ropecli.byte_copy import copy_file
+from ropecli.byte_copy import FULL, copy_file
 from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_headers, verify
 from ropecli.conversion import Conversion
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
@@ -106,7 +106,7 @@ def _link(source: Path, target: Path, how: str) -> bool:
             case _:
                 copy_file(source, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise NoResource(
                 "the disk is full", where=str(target), hint="free some space, or --weights hardlink"
             ) from error
@@ -323,7 +323,7 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
             prove(stage, conversion.intent, str(out))
             _prove_weights(stage, conversion, str(out), weights)
     except OSError as error:
-        raise _not_written(error, out) from error
+        raise not_written(error, out) from error
     return Receipt(out, ways, new_bytes, table_error)
 
 
@@ -367,7 +367,7 @@ def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
                 shutil.copymode(target, stage / target.name)
                 (stage / target.name).replace(target)
     except OSError as error:
-        raise _not_written(error, folder) from error
+        raise not_written(error, folder) from error
     size = sum(len(text.encode()) for text in conversion.texts.values())
     return Receipt(folder, dict.fromkeys(conversion.texts, "rewritten"), size)
 
@@ -384,7 +384,7 @@ def _write_text(path: Path, text: str) -> int:
     return len(data)
 
 
-def _not_written(error: OSError, out: Path) -> NoResource:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    problem = "the disk is full" if full else f"cannot be written ({error.strerror})"
+def not_written(error: OSError, out: Path) -> NoResource:
+    """Why an output is not there, in words."""
+    problem = "the disk is full" if error.errno in FULL else f"cannot be written ({error.strerror})"
     return NoResource(problem, where=str(out), hint="check space and rights")
