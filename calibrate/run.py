@@ -40,7 +40,7 @@ from calibrate.score import picked, token_nll
 from calibrate.sharing import Sharing, against_default_law, shared
 from calibrate.statistics import Difference, fitted_line
 from calibrate.trials import Budget, SearchStopped
-from ropecli.checkpoint import Checkpoint, folded_factors, read_checkpoint, scales_scores
+from ropecli.checkpoint import REPLACEABLE, Checkpoint, folded_factors, read_checkpoint, scales_scores
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
 from ropecli.spec import LARGEST, LayerRope, Plain, RopeSpec
@@ -48,8 +48,6 @@ from ropecli.spec import LARGEST, LayerRope, Plain, RopeSpec
 __all__ = ["Observer", "Request", "calibrate", "extensible", "extension"]
 
 PROBE_TOKENS = 512
-
-REPLACEABLE = ("default", "linear", "ntk", "dynamic", "yarn")
 
 
 def loaded_by(checkpoint: Checkpoint) -> str:

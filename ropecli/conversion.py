@@ -7,7 +7,7 @@ from difflib import unified_diff
 from io import StringIO
 from typing import Any, Literal
 
-from ropecli.checkpoint import Checkpoint, scales_scores
+from ropecli.checkpoint import REPLACEABLE, Checkpoint, scales_scores
 from ropecli.dialects import hf, portable
 from ropecli.dialects.portable import Schema
 from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
@@ -30,7 +30,6 @@ from ropecli.tables import TablePlan
 from ropecli.weight_edits import TensorEdit
 
 Layers = Literal["full", "all"]
-EXTENDABLE = ("default", "linear", "ntk", "dynamic", "yarn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +205,7 @@ def chosen_layers(checkpoint: Checkpoint, layers: Layers) -> tuple[LayerRope, ..
     full = tuple(rope for rope in checkpoint.ropes if rope.sliding_window is None)
     chosen = checkpoint.ropes if layers == "all" or not full else full
     for rope in chosen:
-        if rope.spec.rope_type not in EXTENDABLE:
+        if rope.spec.rope_type not in REPLACEABLE:
             raise BadCheckpoint(
                 f"trained with {rope.spec.rope_type} scaling to {rope.spec.max_length} tokens; "
                 "another scaling would take its place, not come on top of it",
