@@ -119,12 +119,7 @@ def calibrate_command(
         search = data or output or factor or target_length or original_length or plan_only or resume
         if search or (report is None and plot is None):
             raise BadUsage("it goes with --report and --plot, and not with what a search needs", where="--from")
-        from calibrate.calibration import read_calibration  # noqa: PLC0415
-
-        text, where = intents.text_of(earlier)
-        checkpoint, found = read_checkpoint(model), read_calibration(text, where)
-        intents.say_where_models_differ(checkpoint, found, where, quiet=quiet)
-        _draw_calibration(json.loads(text), where, checkpoint, report, plot, force=force, quiet=quiet)
+        _draw_earlier(earlier, read_checkpoint(model), report, plot, force=force, quiet=quiet)
         return
     if not data:
         raise BadUsage("Missing option '--data'.", hint="ropecli calibrate --help")
@@ -211,6 +206,17 @@ def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:
     elif not resume and journal.exists():
         ways = "--resume would go on from them, another --output keeps them"
         terminal.say(f"{journal} holds the scores of an earlier run, which this one replaces; {ways}", quiet=quiet)
+
+
+def _draw_earlier(
+    source: str, checkpoint: Checkpoint, report: Path | None, plot: Path | None, *, force: bool, quiet: bool
+) -> None:
+    """The page and the figure of a calibration file that is there already."""
+    from calibrate.calibration import read_calibration  # noqa: PLC0415
+
+    text, where = intents.text_of(source)
+    intents.say_where_models_differ(checkpoint, read_calibration(text, where), where, quiet=quiet)
+    _draw_calibration(json.loads(text), where, checkpoint, report, plot, force=force, quiet=quiet)
 
 
 def _draw_calibration(
