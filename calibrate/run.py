@@ -341,6 +341,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     founds: list[Found] = []
     notes: list[str] = []
     stopped_by = None
+    sharing: Sharing | None = None
     with closing(
         Journal(request.journal, _identity(request, prepared), resume=request.resume, ranks=loaded.ranks)
     ) as journal:
@@ -357,20 +358,24 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
             fits.append(result)
             founds.append(found)
         if request.tune == "yarn" and len(founds) == len(tasks) > 1 and all(found.complete for found in founds):
-            observer.say("one ramp for all factors:")
-            spent = sum(found.cost["evaluations"] for found in fits)
-            sharing, stopped_by = try_sharing(prepared, founds, budget, spent)
+            if stopped_by is None:
+                observer.say("one ramp for all factors:")
+                spent = sum(found.cost["evaluations"] for found in fits)
+                sharing, stopped_by = try_sharing(prepared, founds, budget, spent)
             if sharing is None:
                 notes.append("each factor has corners of its own: the run was stopped before shared ones were tried")
             else:
                 notes.append(sharing.note)
-                if sharing.supported:
-                    founds = list(sharing.founds)
-                    fits = [judge(request, prepared, found, journal, observer) for found in founds]
-        against = None
-        if request.tune != "factors" and len(founds) > 1:
-            observer.say("held-out check: 0.1·ln s + 1 at the same corners")
-            against = against_default_law(prepared, founds)
+        # what is left takes no search: a signal is noted, and does not cost the file
+        with interruptible() as signals:
+            if sharing is not None and sharing.supported:
+                founds = list(sharing.founds)
+                fits = [judge(request, prepared, found, journal, observer) for found in founds]
+            against = None
+            if request.tune != "factors" and len(founds) > 1:
+                observer.say("held-out check: 0.1·ln s + 1 at the same corners")
+                against = against_default_law(prepared, founds)
+        stopped_by = stopped_by or agreed_signal(loaded.ranks, signals)
     return _joined(request, prepared, tuple(reversed(fits)), tuple(notes), budget.seconds, against), stopped_by
 
 
