@@ -166,9 +166,12 @@ def _most_bytes(conversion: Conversion, files: Mapping[str, Path], out: Path, we
     """What is written at most: copies, texts, tables, and shards whose weights are scaled."""
     copied = {name: path for name, path in files.items() if name not in conversion.scaled}
     shards = sum(files[name].stat().st_size for name in conversion.scaled if name in files)
-    texts = sum(len(text.encode()) for text in conversion.texts.values())
     tables = conversion.tables.size if conversion.tables is not None else 0
-    return _copied_bytes(copied, out, weights) + shards + texts + tables
+    return _copied_bytes(copied, out, weights) + shards + _text_bytes(conversion) + tables
+
+
+def _text_bytes(conversion: Conversion) -> int:
+    return sum(len(text.encode()) for text in conversion.texts.values())
 
 
 def index_text(folder: Path) -> str | None:
@@ -335,6 +338,32 @@ def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
     Raises BadUsage for a source that is not a plain folder, or a conversion that is more than texts; OutputExists where
     a backup is there already.
     """
+    folder, targets = _in_place(conversion, force=force)
+    try:
+        with private_folder(folder / "config.json") as stage:
+            for target in targets:
+                _write_text(stage / target.name, conversion.texts[target.name])
+            prove(stage, conversion.intent, str(folder))
+            for target in targets:
+                kept = stage / f"{target.name}.backup"
+                shutil.copy2(target, kept)
+                kept.replace(target.with_name(kept.name))
+            for target in targets:
+                shutil.copymode(target, stage / target.name)
+                (stage / target.name).replace(target)
+    except OSError as error:
+        raise not_written(error, folder) from error
+    return Receipt(folder, dict.fromkeys(conversion.texts, "rewritten"), _text_bytes(conversion))
+
+
+def survey_in_place(conversion: Conversion, *, force: bool = False) -> int:
+    """Bytes that `rewrite_in_place` would write. Touches nothing, and raises what that would before it writes."""
+    _in_place(conversion, force=force)
+    return _text_bytes(conversion)
+
+
+def _in_place(conversion: Conversion, *, force: bool) -> tuple[Path, list[Path]]:
+    """The folder and the files in it to rewrite, config.json last. Raises BadUsage and OutputExists."""
     folder = conversion.checkpoint.path
     if folder is None or not folder.is_dir():
         raise BadUsage("expected a checkpoint folder", where=conversion.checkpoint.source)
@@ -354,22 +383,7 @@ def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
             )
         if os.path.lexists(backup) and not force and not _is_copy(backup, target):
             raise OutputExists("already exists", where=str(backup), hint="move it away, or replace it with --force")
-    try:
-        with private_folder(folder / "config.json") as stage:
-            for target in targets:
-                _write_text(stage / target.name, conversion.texts[target.name])
-            prove(stage, conversion.intent, str(folder))
-            for target in targets:
-                kept = stage / f"{target.name}.backup"
-                shutil.copy2(target, kept)
-                kept.replace(target.with_name(kept.name))
-            for target in targets:
-                shutil.copymode(target, stage / target.name)
-                (stage / target.name).replace(target)
-    except OSError as error:
-        raise not_written(error, folder) from error
-    size = sum(len(text.encode()) for text in conversion.texts.values())
-    return Receipt(folder, dict.fromkeys(conversion.texts, "rewritten"), size)
+    return folder, targets
 
 
 def _is_copy(backup: Path, target: Path) -> bool:

@@ -267,7 +267,10 @@ def _show_plan(
 ) -> None:
     from ropecli import writer  # noqa: PLC0415
 
-    files, most_bytes = writer.survey(conversion, deed.output, weights)  # type: ignore[arg-type]
+    if deed.in_place:
+        files, most_bytes = 0, writer.survey_in_place(conversion, force=deed.force)
+    else:
+        files, most_bytes = writer.survey(conversion, deed.output, weights)  # type: ignore[arg-type]
     if deed.as_json:
         terminal.emit_json(conversion_to_json(conversion, None, others))
         return
