@@ -108,9 +108,15 @@ def _launch_hint(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec]) -> str:
     return f"llama.cpp does it with the unchanged file and the flags {flags}"
 
 
-def size_of(conversion: GgufConversion) -> int:
-    """Bytes of the file that would be written; reads headers alone. Raises BadCheckpoint."""
-    return sum(_size(piece) for piece in _pieces(conversion, _headers(conversion.checkpoint)))
+def size_of(conversion: GgufConversion, out: Path | None = None) -> int:
+    """Bytes of the file that would be written; reads headers alone.
+
+    Raises what `write_gguf` would before it writes to `out`, but does not mind a GGUF that is there.
+    """
+    headers = _headers(conversion.checkpoint)
+    if out is not None:
+        _check_target(conversion.checkpoint, [header.file for header in headers], out, force=True)
+    return sum(_size(piece) for piece in _pieces(conversion, headers))
 
 
 def write_gguf(conversion: GgufConversion, out: Path, *, force: bool = False) -> Receipt:

@@ -345,7 +345,7 @@ def _convert_gguf(checkpoint: Checkpoint, intent: dict[str, RopeSpec], deed: _De
 
     conversion = plan_gguf(checkpoint, intent)
     if deed.dry_run or deed.output is None:
-        size = size_of(conversion)
+        size = size_of(conversion, deed.output)
         if deed.as_json:
             terminal.emit_json(gguf_to_json(conversion, None, size))
         else:
