@@ -52,8 +52,7 @@ most scalings then multiply by it."""
 
 TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
     "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
-    "mscale": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
-    "mscale_all_dim": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
+    **dict.fromkeys(("mscale", "mscale_all_dim"), frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"})),
 }
 """Spellings of YaRN's temperature beside `attention_factor`, which is always written, and who depends on them."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from ropecli.errors import printable
 
@@ -13,7 +13,7 @@ Severity = Literal["error", "warning", "info"]
 """error: the config contradicts itself, or readers in common use load it and compute something else, or do not load it.
 warning: transformers 5 does what was meant, named runtimes do not. info: nothing is wrong, but worth knowing."""
 
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 """The gravest first."""
 
 
