@@ -39,8 +39,12 @@ def rope_to_json(spec: RopeSpec) -> dict[str, Any]:
 class Calibrated:
     """What a calibration file asks a converter to write.
 
-    rope      scaling kind with its parameters
-    inv_freq  the table that was scored, to check against
+    scaling                    its kind and parameters
+    rope_theta                 base of the embedding that was calibrated
+    original_length            L, tokens
+    inv_freq                   the table that was scored, to check against: radians a token for each rotary pair
+    decision                   "calibrated", or "default" where `scaling` is default YaRN
+    model_type, config_sha256  of the checkpoint that was calibrated; "" where the file does not say
     """
 
     scaling: Scaling

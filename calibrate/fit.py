@@ -26,7 +26,7 @@ from calibrate.parallel import Ranks
 from calibrate.score import Bands, Floats, nats_by_band, tokens_by_band, windows_at_once
 from calibrate.statistics import Difference, effective_documents
 from calibrate.trials import Budget, NatsOf, SearchStopped, Trial, Trials
-from calibrate.verdict import BASELINES, finer_if_proved, judged, validate, verdict
+from calibrate.verdict import TABLES, finer_if_proved, judged, validate, verdict
 from ropecli.checkpoint import Checkpoint
 from ropecli.errors import Inconclusive
 from ropecli.frequencies import Frequencies, frequencies
@@ -259,15 +259,14 @@ def _pace(
 ) -> str:
     """A sentence on how long it will take, from one measured pass over the first document, which the search needs."""
     passes = expected_passes(request, task.space, len(task.found), budget.max_evals)
-    tables = len(BASELINES) + 2
     searched, held = (sum(len(document.windows) for document in part) for part in (task.found, task.held))
-    work = f"the search up to {passes:.0f} passes over {searched} windows, the held-out check {tables} over {held}"
+    work = f"the search up to {passes:.0f} passes over {searched} windows, the held-out check {TABLES} over {held}"
     known, began = journal.computed, time.monotonic()
     trials.nats(task.space.frequencies(task.space.default), 1)
     if journal.computed == known:
         return f"{work}; the first scores are in the journal"
     window = (time.monotonic() - began) / len(task.found[0].windows)
-    one, search_time, check_time = (_duration(window * count) for count in (1, passes * searched, tables * held))
+    one, search_time, check_time = (_duration(window * count) for count in (1, passes * searched, TABLES * held))
     peak = f"{memory() / 2**30:.1f} GiB of memory so far"
     return f"{work}; at {one} a window that is {search_time} and {check_time}; {peak}"
 

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from calibrate import attention, parallel
 from calibrate.corpus import Encode, Encoded, encoded_in_pieces
 from calibrate.cost import AttentionKind, Shape
-from ropecli.checkpoint import read_json, tensor_headers
+from ropecli.checkpoint import read_json, sees_no_text, tensor_headers
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.spec import Dynamic, Linear, Plain, RopeSpec, Yarn
@@ -416,7 +416,7 @@ def shape_of(model: Any) -> Shape:
     chosen = getattr(text, "num_experts_per_tok", None) or 1
     active, widest = 0.0, 0
     for name, parameter in model.named_parameters():
-        outside = parameter is head or id(parameter) in embeddings or _sees_no_text(name)
+        outside = parameter is head or id(parameter) in embeddings or sees_no_text(name)
         if parameter.ndim < 2 or outside:
             continue
         if ".experts." not in name:
@@ -483,12 +483,8 @@ def _rotary_modules(model: Any) -> list[Any]:
         module
         for name, module in model.named_modules()
         if any(b == "inv_freq" or b.endswith("_inv_freq") for b, _ in module.named_buffers(recurse=False))
-        and not _sees_no_text(name)
+        and not sees_no_text(name)
     ]
-
-
-def _sees_no_text(name: str) -> bool:
-    return any(part in name for part in ("vision", "visual", "audio"))
 
 
 def _slots(module: Any, layer_type: str) -> tuple[str, str] | None:

@@ -11,11 +11,9 @@ from calibrate.fit import GRADIENT_COST, Request, expected_passes
 from calibrate.model import bytes_of, pick_device, without_weights
 from calibrate.run import survey
 from calibrate.score import CHUNK_ENTRIES, windows_at_once
-from calibrate.verdict import BASELINES
+from calibrate.verdict import TABLES
 
 HOUR = 3600.0
-HELD_OUT_TABLES = len(BASELINES) + 2
-"""The held-out check scores every baseline, default YaRN and the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,7 @@ def plan_of(request: Request, rate: float | None) -> Plan:
                 held,
                 passes,
                 pass_flops=searched.windows * each,
-                held_out_flops=HELD_OUT_TABLES * held.windows * each,
+                held_out_flops=TABLES * held.windows * each,
             )
         )
     longest = max(task.length for task in known.tasks)

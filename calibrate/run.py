@@ -40,7 +40,7 @@ from calibrate.score import picked, token_nll
 from calibrate.sharing import Sharing, against_default_law, shared
 from calibrate.statistics import Difference, fitted_line
 from calibrate.trials import Budget, SearchStopped
-from ropecli.checkpoint import Checkpoint, folded_factors, read_checkpoint, scales_scores
+from ropecli.checkpoint import REPLACEABLE, Checkpoint, folded_factors, read_checkpoint, scales_scores
 from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive
 from ropecli.frequencies import frequencies
 from ropecli.spec import LARGEST, LayerRope, Plain, RopeSpec
@@ -62,8 +62,6 @@ SETTINGS = (
     "attn_implementation",
 )
 """What a calibration file says of how it was made, beside factors, optimizer and seed."""
-
-REPLACEABLE = ("default", "linear", "ntk", "dynamic", "yarn")
 
 
 def loaded_by(checkpoint: Checkpoint) -> str:
@@ -274,16 +272,22 @@ def share(budget: Budget, evaluations: int, tasks: Sequence[Task]) -> Budget:
     return Budget(evals, limit, budget.began)
 
 
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """The local files with the weights of what `loaded_by` names; none of a config on standard input."""
+    path = checkpoint.path
+    if path is None or checkpoint.format == "gguf":
+        return [] if path is None else [path]
+    return sorted((path if path.is_dir() else path.parent).glob("*.safetensors"))
+
+
 def _identity(request: Request, prepared: Prepared) -> Mapping[str, Any]:
     """What must be the same for an earlier run's scores to be of use."""
     settings = asdict(request)
     for changeable in ("source", "data", "journal", "resume", "max_evals", "time_limit", "settings", "factors"):
         del settings[changeable]
-    path = prepared.checkpoint.path
-    files = [] if path is None else sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     return {
         "checkpoint": prepared.checkpoint.config_sha256,
-        "weights": [file_fingerprint(file) for file in files],
+        "weights": [file_fingerprint(file) for file in weight_files(prepared.checkpoint)],
         "data": [source.sha256 for source in prepared.sources],
         "device": prepared.loaded.device.type,
         "dtype": prepared.loaded.dtype,
@@ -352,6 +356,7 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     notes: list[str] = []
     stopped_by = None
     identity = _identity(request, prepared)
+    sharing: Sharing | None = None
     with closing(Journal(request.journal, identity, resume=request.resume, ranks=loaded.ranks)) as journal:
         for index, task in enumerate(tasks):
             over = loaded.ranks.any(request.time_limit is not None and budget.seconds >= request.time_limit)
@@ -366,20 +371,24 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
             fits.append(result)
             founds.append(found)
         if request.tune == "yarn" and len(founds) == len(tasks) > 1 and all(found.complete for found in founds):
-            observer.say("one ramp for all factors:")
-            spent = sum(found.cost["evaluations"] for found in fits)
-            sharing, stopped_by = try_sharing(prepared, founds, budget, spent)
+            if stopped_by is None:
+                observer.say("one ramp for all factors:")
+                spent = sum(found.cost["evaluations"] for found in fits)
+                sharing, stopped_by = try_sharing(prepared, founds, budget, spent)
             if sharing is None:
                 notes.append("each factor has corners of its own: the run was stopped before shared ones were tried")
             else:
                 notes.append(sharing.note)
-                if sharing.supported:
-                    founds = list(sharing.founds)
-                    fits = [judge(request, prepared, found, journal, observer) for found in founds]
-        against = None
-        if request.tune != "factors" and len(founds) > 1:
-            observer.say("held-out check: 0.1·ln s + 1 at the same corners")
-            against = against_default_law(prepared, founds)
+        # what is left takes no search: a signal is noted, and does not cost the file
+        with interruptible() as signals:
+            if sharing is not None and sharing.supported:
+                founds = list(sharing.founds)
+                fits = [judge(request, prepared, found, journal, observer) for found in founds]
+            against = None
+            if request.tune != "factors" and len(founds) > 1:
+                observer.say("held-out check: 0.1·ln s + 1 at the same corners")
+                against = against_default_law(prepared, founds)
+        stopped_by = stopped_by or agreed_signal(loaded.ranks, signals)
     joined = _joined(request, prepared, identity, tuple(reversed(fits)), tuple(notes), budget.seconds, against)
     return joined, stopped_by
 

@@ -30,27 +30,6 @@ def perplexity(nll: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A sum of negative log-likelihoods, in nats, and the number of predicted tokens it is over."""
-
-    nats: float
-    tokens: int
-
-    def __add__(self, other: "Score") -> "Score":
-        return Score(self.nats + other.nats, self.tokens + other.tokens)
-
-    @property
-    def nll(self) -> float:
-        """Nats a token."""
-        return self.nats / self.tokens
-
-    @property
-    def ppl(self) -> float:
-        """Perplexity, exp(nll)."""
-        return perplexity(self.nll)
-
-
-@dataclass(frozen=True, slots=True)
 class Bands:
     """Ranges of positions that are summed apart.
 

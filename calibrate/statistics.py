@@ -35,11 +35,6 @@ class Difference:
         known = f"95 % interval {self.low:+.4f} to {self.high:+.4f}"
         return f"{self.delta:+.4f} nats a token, {known if math.isfinite(self.low) else 'without an interval'}"
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def effective_documents(tokens: Counts) -> float:
     """How many documents of equal length say as much about a mean as these, (Σ tokens)² / Σ tokens².

@@ -16,6 +16,9 @@ from ropecli.spec import RopeSpec
 
 BASELINES = ("none", "linear", "ntk", "ntk-by-parts")
 
+TABLES = len(BASELINES) + 2
+"""Tables that the held-out check scores: every baseline, default YaRN and the result."""
+
 FEWEST_DOCUMENTS = 5
 """With fewer calibration documents nothing is claimed: one document can make a model worse."""
 

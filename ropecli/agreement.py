@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
@@ -10,11 +11,14 @@ from ropecli.dialects import hf
 from ropecli.dialects.portable import needs_longrope
 from ropecli.errors import BadUsage, RopeError
 from ropecli.folding import is_foldable
-from ropecli.frequencies import base_frequencies, frequencies
+from ropecli.frequencies import divisors, frequencies
 from ropecli.inspection import RuntimeRow, runtime_rows, with_text
 from ropecli.runtimes.emit import FLAGS, emit
 from ropecli.runtimes.serving import Serving
 from ropecli.spec import Longrope, RopeSpec
+
+Carrier: TypeAlias = Literal["auto", "native", "longrope"]
+"""How a scaling is written: as its own type, as longrope's divisors, or as whichever the model's class takes."""
 
 EMITTED = {"llama.cpp": "llama.cpp", "sglang": "sglang", "vllm": "vllm", "vllm-2026-08": "vllm", "mlx-lm": "mlx"}
 """Runtime rows → names of `--emit`."""
@@ -55,13 +59,14 @@ def as_longrope(spec: RopeSpec, *, mla: bool = False) -> RopeSpec:
             where="--carrier",
             hint="add --bake attention-factor, which puts it into the weights, or leave --carrier out",
         )
-    base = base_frequencies(spec.rope_theta, spec.rotary_dim)
-    divisors = tuple(w / now for w, now in zip(base, table.inv_freq, strict=True))
+    factors = divisors(spec, spec.max_length)
     m = table.attention_factor
-    return replace(spec, scaling=Longrope(max(spec.scaling.factor, 1.0), divisors, divisors, m, m))
+    return replace(spec, scaling=Longrope(max(spec.scaling.factor, 1.0), factors, factors, m, m))
 
 
-def carried(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec], carrier: str) -> tuple[dict[str, RopeSpec], str]:
+def carried(
+    checkpoint: Checkpoint, intent: Mapping[str, RopeSpec], carrier: Carrier
+) -> tuple[dict[str, RopeSpec], str]:
     """(the intent as it will be written, why it is longrope where nobody asked for that).
 
     carrier  "native", "longrope", or "auto": native, else longrope where the model's class takes nothing else

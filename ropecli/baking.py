@@ -72,9 +72,10 @@ def with_folded(conversion: Conversion, edits: Edits, asked: Mapping[str, RopeSp
     """The conversion with those weights scaled, and a config that says by how much. asked: before it was folded."""
     config, source = conversion.checkpoint.config, conversion.checkpoint.source
     held = {name: spec.scaling.attention_factor for name, spec in asked.items() if spec.scaling.attention_factor != 1}
-    mark = {**(config.get(OWN_KEY) or {}), FOLDED: folded_factors(config, source) | held}
+    own = config.get(OWN_KEY)
+    mark = {**(own if isinstance(own, Mapping) else {}), FOLDED: folded_factors(config, source) | held}
     text = with_members(conversion.texts["config.json"], (), {OWN_KEY: mark})
-    edit = Edit(OWN_KEY, config.get(OWN_KEY), mark)
+    edit = Edit(OWN_KEY, own, mark)
     texts = {**conversion.texts, "config.json": text}
     return replace(conversion, texts=texts, edits=(*conversion.edits, edit), scaled=edits)
 

@@ -12,6 +12,9 @@ from ropecli.errors import BadCheckpoint
 BLOCK = 2**22
 """Bytes copied at a time, where the kernel does not copy by itself."""
 
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""What the system says where there is no room, or none for this user."""
+
 _RESERVE = 0x4030582A
 """FS_IOC_RESVSP64 of Linux: takes the space, and leaves the file's size. `posix_fallocate` would write it full of zeros
 where the file system cannot reserve."""
@@ -27,7 +30,7 @@ def reserve(writer: BinaryIO, size: int) -> None:
 
         fcntl.ioctl(writer.fileno(), _RESERVE, struct.pack("=hhxxxxqqiI16x", 0, 0, 0, size, 0, 0))
     except (ImportError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             raise
 
 
@@ -68,7 +71,7 @@ def _copied_by_kernel(reader: BinaryIO, writer: BinaryIO, begin: int, end: int) 
                 break
             done, at = done + count, at + count
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.errno in FULL | {errno.EIO}:
             raise
     writer.seek(at)
     return done

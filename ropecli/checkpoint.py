@@ -34,6 +34,7 @@ __all__ = [
     "read_json",
     "read_tensor",
     "scales_scores",
+    "sees_no_text",
     "tensor_headers",
     "verify",
 ]
@@ -47,6 +48,12 @@ CONFIG_NAMES = ("config.json", "params.json", "adapter_config.json")
 OWN_KEY, FOLDED = "ropecli", "folded_attention_factor"
 """Where a config keeps what its weights hold since `convert --bake attention-factor`: kind of layer → m. Loaders pass
 over keys that they do not know, and transformers saves them again."""
+
+TOWERS = ("vision", "visual", "image", "audio")
+"""Parts of the names of modules and tensors that see no text, so that their rotary embedding is not the model's."""
+
+REPLACEABLE = ("default", "linear", "ntk", "dynamic", "yarn")
+"""Scalings that another one may take the place of; with any other one a checkpoint was trained."""
 
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
@@ -83,6 +90,11 @@ class Checkpoint:
         """Of the config as canonical JSON: keys sorted, no spaces, ASCII. Layout and key order do not change it."""
         canonical = json.dumps(self.config, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def sees_no_text(name: str) -> bool:
+    """Whether a module or a tensor of this name belongs to a tower for images or sound."""
+    return any(part in name for part in TOWERS)
 
 
 def scales_scores(checkpoint: Checkpoint, rope: LayerRope) -> bool:

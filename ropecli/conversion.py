@@ -7,7 +7,7 @@ from difflib import unified_diff
 from io import StringIO
 from typing import Any, Literal
 
-from ropecli.checkpoint import Checkpoint, scales_scores
+from ropecli.checkpoint import REPLACEABLE, Checkpoint, scales_scores
 from ropecli.dialects import hf, portable
 from ropecli.dialects.portable import Schema
 from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
@@ -30,7 +30,18 @@ from ropecli.tables import TablePlan
 from ropecli.weight_edits import TensorEdit
 
 Layers = Literal["full", "all"]
-EXTENDABLE = ("default", "linear", "ntk", "dynamic", "yarn")
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "linear": (),
+    "ntk": (),
+    "dynamic": (),
+    "ntk-by-parts": ("--beta-fast", "--beta-slow", "--attention-factor"),
+    "yarn": ("--beta-fast", "--beta-slow", "--attention-factor", "--truncate"),
+    "llama3": ("--low-freq-factor", "--high-freq-factor"),
+    "longrope": ("--factors", "--attention-factor"),
+}
+"""Scaling by its name on the command line → the options that it has besides its factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +121,7 @@ def scaling_by_hand(
         "--high-freq-factor": high_freq_factor,
         "--factors": factors,
     }
-    allowed: dict[str, tuple[str, ...]] = {
-        "none": (),
-        "linear": (),
-        "ntk": (),
-        "dynamic": (),
-        "ntk-by-parts": ("--beta-fast", "--beta-slow", "--attention-factor"),
-        "yarn": ("--beta-fast", "--beta-slow", "--attention-factor", "--truncate"),
-        "llama3": ("--low-freq-factor", "--high-freq-factor"),
-        "longrope": ("--factors", "--attention-factor"),
-    }
-    if rope_type not in allowed:
-        raise BadUsage(f"unknown {rope_type!r}", where="--rope-type", hint=f"known: {', '.join(allowed)}")
-    for option, value in given.items():
-        if value is not None and option not in allowed[rope_type]:
-            has = ", ".join(allowed[rope_type]) or "no option but --factor"
-            raise BadUsage(f"{rope_type} does not have it", where=option, hint=f"{rope_type} has {has}")
+    _refuse_foreign_options(rope_type, given)
     if rope_type == "none" and factor != 1:
         raise BadUsage("without scaling nothing is extended", where="--factor", hint="leave --factor out, or use yarn")
     # a ramp that the checkpoint was trained with stays what it is, unless another one is asked for
@@ -134,17 +130,9 @@ def scaling_by_hand(
     rounded = trained.truncate if truncate is None else truncate
     low, high = _given(low_freq_factor, 1.0), _given(high_freq_factor, 4.0)
     for option in ("--beta-fast", "--beta-slow", "--low-freq-factor", "--high-freq-factor"):
-        value = given[option]
-        if isinstance(value, float) and not value > 0:
-            raise BadUsage(f"expected a number of turns above 0, found {value:g}", where=option)
-    for option, lower, upper in (("--beta-slow", slow, fast), ("--low-freq-factor", low, high)):
-        if lower >= upper:
-            raise BadUsage(
-                f"expected less than the ramp's upper end, {upper:g}, found {lower:g}",
-                where=option,
-                hint="pairs that turn less often than the lower end are slowed whole, those that turn more than the "
-                "upper end are kept",
-            )
+        _refuse_no_turns(option, given[option])
+    _refuse_no_width("--beta-slow", slow, fast)
+    _refuse_no_width("--low-freq-factor", low, high)
     m = _given(attention_factor, 1.0 if rope_type == "ntk-by-parts" else default_attention_factor(factor))
     scalings: dict[str, Callable[[], Scaling]] = {
         "none": Plain,
@@ -161,6 +149,30 @@ def scaling_by_hand(
     except BadParameter as error:
         option = error.where.replace("short_factor", "factors").replace("_", "-")
         raise BadUsage(error.problem, where=f"--{option}", hint=error.hint) from error
+
+
+def _refuse_foreign_options(rope_type: str, given: Mapping[str, object]) -> None:
+    if rope_type not in OPTIONS:
+        raise BadUsage(f"unknown {rope_type!r}", where="--rope-type", hint=f"known: {', '.join(OPTIONS)}")
+    for option, value in given.items():
+        if value is not None and option not in OPTIONS[rope_type]:
+            has = ", ".join(OPTIONS[rope_type]) or "no option but --factor"
+            raise BadUsage(f"{rope_type} does not have it", where=option, hint=f"{rope_type} has {has}")
+
+
+def _refuse_no_turns(option: str, value: object) -> None:
+    if isinstance(value, float) and not value > 0:
+        raise BadUsage(f"expected a number of turns above 0, found {value:g}", where=option)
+
+
+def _refuse_no_width(option: str, lower: float, upper: float) -> None:
+    if lower >= upper:
+        raise BadUsage(
+            f"expected less than the ramp's upper end, {upper:g}, found {lower:g}",
+            where=option,
+            hint="pairs that turn less often than the lower end are slowed whole, those that turn more than the "
+            "upper end are kept",
+        )
 
 
 def _given(value: float | None, default: float) -> float:
@@ -206,7 +218,7 @@ def chosen_layers(checkpoint: Checkpoint, layers: Layers) -> tuple[LayerRope, ..
     full = tuple(rope for rope in checkpoint.ropes if rope.sliding_window is None)
     chosen = checkpoint.ropes if layers == "all" or not full else full
     for rope in chosen:
-        if rope.spec.rope_type not in EXTENDABLE:
+        if rope.spec.rope_type not in REPLACEABLE:
             raise BadCheckpoint(
                 f"trained with {rope.spec.rope_type} scaling to {rope.spec.max_length} tokens; "
                 "another scaling would take its place, not come on top of it",

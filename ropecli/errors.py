@@ -15,6 +15,11 @@ RopeError                 one line for a person, and a hint
 from typing import Any, ClassVar
 
 
+def printable(text: str) -> str:
+    """Text that may quote a file, with its control characters made visible."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class RopeError(Exception):
     """A failure that a user can act on.
 
@@ -36,8 +41,7 @@ class RopeError(Exception):
     @property
     def message(self) -> str:
         """Place and problem on one line; control characters from files are made visible."""
-        text = f"{self.where}: {self.problem}" if self.where else self.problem
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(f"{self.where}: {self.problem}" if self.where else self.problem)
 
     def at(self, where: str) -> "RopeError":
         """The same error with its place put in front; for callers that know the file."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ropecli.checkpoint import sees_no_text
 from ropecli.dialects import hf
 from ropecli.dialects.hf_keys import Found, Place, nearest, whole
 from ropecli.dialects.hf_types import type_facts
@@ -53,9 +54,6 @@ ONE_PLUS = frozenset(("gemma3", "gemma3_text", "qwen3_5_moe_text", "qwen3_5_text
 
 NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
 """Names of the norms of queries and keys."""
-
-TOWERS = ("vision", "visual", "image", "audio")
-"""Parts of tensor names that are not the language model's."""
 
 _LAYER = re.compile(
     r"(?P<stack>(?:.*\.)?(?:layers|h))\.(?P<index>\d+)\.(?:self_attn|self_attention|attention)\.(?P<leaf>.+)"
@@ -155,7 +153,7 @@ def _layers(
     stacks: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for name, info in headers.items():
         found = _LAYER.fullmatch(name)
-        if found and not any(part in found["stack"] for part in TOWERS):
+        if found and not sees_no_text(found["stack"]):
             stacks.setdefault(found["stack"], {}).setdefault(int(found["index"]), {})[found["leaf"]] = info
     indices = hf.layer_indices(config, rope.name)
     if not indices:

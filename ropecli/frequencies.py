@@ -34,6 +34,26 @@ class Frequencies:
     attention_factor: float
 
 
+def largest_difference(one: Frequencies, other: Frequencies) -> float:
+    """The largest relative difference of a frequency; pairs that stand still in both do not count.
+
+    Relative to the greater of the two, so at most 1; infinite where the numbers of pairs differ.
+    """
+    if len(one.inv_freq) != len(other.inv_freq):
+        return math.inf
+    pairs = zip(one.inv_freq, other.inv_freq, strict=True)
+    return max((abs(a - b) / max(abs(a), abs(b)) if a or b else 0.0 for a, b in pairs), default=0.0)
+
+
+def divisors(spec: RopeSpec, length: int | None = None) -> tuple[float, ...]:
+    """λ_d, by which the scaling divides the frequency of each pair, as in `frequencies(spec, length)`.
+
+    1 for a pair that is kept, infinite for one that the scaling makes stand still.
+    """
+    base, scaled = base_frequencies(spec.rope_theta, spec.rotary_dim), frequencies(spec, length).inv_freq
+    return tuple(w / changed if changed else math.inf for w, changed in zip(base, scaled, strict=True))
+
+
 def base_frequencies(rope_theta: float, rotary_dim: int) -> tuple[float, ...]:
     """theta_d = b^(−2d/D) for each pair (RoFormer, arXiv 2104.09864, equation 15)."""
     return tuple(rope_theta ** (-2 * d / rotary_dim) for d in range(rotary_dim // 2))

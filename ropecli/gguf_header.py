@@ -138,7 +138,7 @@ def verify_gguf(path: Path) -> tuple[Problem, ...]:
     try:
         header = read_gguf(path)
     except BadCheckpoint as error:
-        return (Problem(error.where, error.problem, error.hint),)
+        return (Problem.of(error),)
     problems = list(_layout_problems(header))
     seen = dict.fromkeys(header.tensors, path)
     for part in parts(header):

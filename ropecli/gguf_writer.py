@@ -4,7 +4,6 @@ The new file is a list of pieces: a few new bytes, and ranges of the source that
 weights among them. Staged beside the target, read back, renamed; the source is only ever read.
 """
 
-import errno
 import os
 import shutil
 import struct
@@ -34,7 +33,7 @@ from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
 from ropecli.spec import RopeSpec
 from ropecli.staging import staged
-from ropecli.writer import Receipt, prove
+from ropecli.writer import Receipt, not_written, prove
 
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 """What the first part of a split model says about its parts; the output is one file."""
@@ -109,9 +108,15 @@ def _launch_hint(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec]) -> str:
     return f"llama.cpp does it with the unchanged file and the flags {flags}"
 
 
-def size_of(conversion: GgufConversion) -> int:
-    """Bytes of the file that would be written; reads headers alone. Raises BadCheckpoint."""
-    return sum(_size(piece) for piece in _pieces(conversion, _headers(conversion.checkpoint)))
+def size_of(conversion: GgufConversion, out: Path | None = None) -> int:
+    """Bytes of the file that would be written; reads headers alone.
+
+    Raises what `write_gguf` would before it writes to `out`, but does not mind a GGUF that is there.
+    """
+    headers = _headers(conversion.checkpoint)
+    if out is not None:
+        _check_target(conversion.checkpoint, [header.file for header in headers], out, force=True)
+    return sum(_size(piece) for piece in _pieces(conversion, headers))
 
 
 def write_gguf(conversion: GgufConversion, out: Path, *, force: bool = False) -> Receipt:
@@ -137,8 +142,7 @@ def write_gguf(conversion: GgufConversion, out: Path, *, force: bool = False) ->
                 os.fsync(writer.fileno())
             _prove(stage, conversion.intent, str(out))
     except OSError as error:
-        problem = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot be written"
-        raise NoResource(f"{problem} ({error.strerror})", where=str(out), hint="check space and rights") from error
+        raise not_written(error, out) from error
     return Receipt(out, {out.name: "rewritten"}, size)
 
 

@@ -10,7 +10,7 @@ from ropecli.checkpoint import OWN_KEY, Checkpoint, Problem, folded_factors, rea
 from ropecli.dialects import hf
 from ropecli.errors import BadUsage, RopeError
 from ropecli.findings import Finding, find, find_in_config
-from ropecli.frequencies import base_frequencies, frequencies, rotations
+from ropecli.frequencies import base_frequencies, frequencies, largest_difference, rotations
 from ropecli.runtimes import Reading, Request, compare, readings
 from ropecli.spec import LayerRope, RopeSpec, scaling_to_json
 
@@ -83,7 +83,7 @@ def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None =
         return {}
     inner, path = hf.text_config(checkpoint.config)
     merged = {**checkpoint.config, **inner} if path else inner
-    architecture = _architecture(checkpoint.config)
+    architecture = hf.class_name(checkpoint.config)
     answers: dict[str, list[tuple[Reading, float | None, bool]]] = {}
     for rope in checkpoint.ropes:
         meant = frequencies((intent or {}).get(rope.name, rope.spec))
@@ -100,11 +100,6 @@ def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None =
         for name, reading in readings(request).items():
             answers.setdefault(name, []).append((reading, *compare(reading, meant)))
     return {name: _row(found) for name, found in answers.items()}
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def _row(found: list[tuple[Reading, float | None, bool]]) -> RuntimeRow:
@@ -189,7 +184,7 @@ def failed_checks(inspection: Inspection, *, check: bool, strict: bool, expect: 
     failures = [f"{problem.where}: {problem.problem}" for problem in inspection.problems]
     if check or strict:
         failures += [f"{f.id} {f.severity}: {f.message}" for f in inspection.findings if f.severity in grave]
-    return (*failures, *(expected(inspection, expect) if expect else ()))
+    return (*failures, *(() if expect is None else expected(inspection, expect)))
 
 
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
@@ -308,10 +303,9 @@ def _values(rope: LayerRope) -> dict[str, Any]:
 
 
 def _table_change(name: str, here: RopeSpec, there: RopeSpec) -> list[Change]:
-    a, b = frequencies(here, here.max_length).inv_freq, frequencies(there, there.max_length).inv_freq
-    if len(a) != len(b):
-        return [Change(name, "inv_freq", f"{len(a)} pairs", f"{len(b)} pairs")]
-    worst = max(abs(x - y) / max(abs(x), abs(y)) if x or y else 0.0 for x, y in zip(a, b, strict=True))
+    if here.pairs != there.pairs:
+        return [Change(name, "inv_freq", f"{here.pairs} pairs", f"{there.pairs} pairs")]
+    worst = largest_difference(frequencies(here, here.max_length), frequencies(there, there.max_length))
     return [Change(name, "inv_freq", "", f"differs by up to {100 * worst:.3g} %")] if worst else []
 
 

@@ -104,13 +104,13 @@ def _same(old: Any, new: Any) -> bool:
     return json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
 
 
-def _edited(text: str, brace: int, changes: Mapping[str, Any], depth: int) -> str:
-    """The object that opens at `brace`, from brace to brace, with its members changed."""
+def _edited(text: str, brace: int, changes: Mapping[str, Any], depth: int) -> tuple[str, int]:
+    """The object that opens at `brace`, from brace to brace, with its members changed; and where the old one ends."""
     members, closing = _members(text, brace)
     if not members:
         space = text[brace + 1 : closing]
         added = {key: value for key, value in changes.items() if value is not ABSENT}
-        return "{" + (json.dumps(added)[1:-1] or space) + "}"
+        return "{" + (json.dumps(added)[1:-1] or space) + "}", closing + 1
     style = _style(text, brace, members, depth)
     parts: list[str] = []
     previous = brace + 1
@@ -128,7 +128,7 @@ def _edited(text: str, brace: int, changes: Mapping[str, Any], depth: int) -> st
         if key not in present and value is not ABSENT:
             lead = style.glue if parts else text[brace + 1 : members[0].start]
             parts.append(lead + json.dumps(key) + style.colon + style.written(value))
-    return "{" + "".join(parts) + text[members[-1].end : closing] + "}"
+    return "{" + "".join(parts) + text[members[-1].end : closing] + "}", closing + 1
 
 
 def _replaced(text: str, member: _Member, value: Any, style: _Style, depth: int) -> str:
@@ -139,7 +139,7 @@ def _replaced(text: str, member: _Member, value: Any, style: _Style, depth: int)
         return old_text
     if isinstance(old, dict) and old and isinstance(value, Mapping) and value:
         inner = dict.fromkeys((key for key in old if key not in value), ABSENT) | dict(value)
-        return _edited(text, member.value_start, inner, depth + 1)
+        return _edited(text, member.value_start, inner, depth + 1)[0]
     return style.written(value)
 
 
@@ -153,5 +153,5 @@ def with_members(text: str, path: Sequence[str], changes: Mapping[str, Any]) -> 
     Raises KeyError when the path does not lead to an object.
     """
     brace = _object_at(text, path)
-    _, closing = _members(text, brace)
-    return text[:brace] + _edited(text, brace, changes, len(path) + 1) + text[closing + 1 :]
+    edited, end = _edited(text, brace, changes, len(path) + 1)
+    return text[:brace] + edited + text[end:]

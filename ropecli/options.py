@@ -1,4 +1,4 @@
-"""The options of the command line: each is declared once, so that it reads the same in every verb."""
+"""The options that several verbs have, each declared once so that it reads the same in all; and checks of values."""
 
 import math
 import re
@@ -23,6 +23,11 @@ def length(text: str, option: str) -> int:
     if not 1 <= tokens <= 2**40 or tokens != int(tokens):
         raise BadUsage(f"expected a length in tokens, found {text!r}", where=option, hint="for example 32768 or 32k")
     return int(tokens)
+
+
+def optional_length(text: str | None, option: str) -> int | None:
+    """`length` where one is given. Raises BadUsage."""
+    return None if text is None else length(text, option)
 
 
 def lengths(text: str, option: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ropecli.errors import BadUsage, NoResource
-from ropecli.frequencies import base_frequencies, frequencies
+from ropecli.frequencies import divisors, frequencies
 from ropecli.spec import Dynamic, LayerRope, Plain, RopeSpec
 from ropecli.staging import write_whole
 
@@ -75,6 +75,16 @@ REGIONS = {
 """What happens to a pair → the fill and the hatching of its part of the figure."""
 
 
+def _matplotlib() -> tuple[Any, Callable[..., Any]]:
+    """matplotlib.style, and what makes a figure. Raises NoResource where it is not installed."""
+    try:
+        from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
+    except ImportError as error:
+        raise NoResource("drawing needs matplotlib", hint="pip install matplotlib") from error
+    return style, Figure
+
+
 @contextmanager
 def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
     """Axes below each other, written to `path` when the block ends without an error."""
@@ -83,11 +93,7 @@ def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
         raise BadUsage(
             f"a figure is a .png or .svg file, found {suffix or 'no suffix'}", where=str(path), hint="name it FILE.svg"
         )
-    try:
-        from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
-    except ImportError as error:
-        raise NoResource("drawing needs matplotlib", hint="pip install matplotlib") from error
+    style, figure_of = _matplotlib()
     settings = {
         "svg.hashsalt": "ropecli",
         "svg.fonttype": "none",
@@ -96,7 +102,7 @@ def _drawing(path: Path, panels: int = 1) -> Iterator[list[Any]]:
         "text.parse_math": False,  # a dollar sign in a path is no formula
     }
     with style.context(["default", settings], after_reset=True):
-        figure = Figure(figsize=(WIDTH, HEIGHT * panels), dpi=DPI, layout="constrained")
+        figure = figure_of(figsize=(WIDTH, HEIGHT * panels), dpi=DPI, layout="constrained")
         axes = figure.subplots(panels, 1, squeeze=False)
         yield [row[0] for row in axes]
         buffer = BytesIO()
@@ -138,13 +144,9 @@ def page_svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[flo
 
     Raises NoResource without matplotlib.
     """
-    try:
-        from matplotlib import style  # noqa: PLC0415 - an optional extra, and slow
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra, and slow
-    except ImportError as error:
-        raise NoResource("drawing needs matplotlib", hint="pip install matplotlib") from error
+    style, figure_of = _matplotlib()
     with style.context(["default", {**PAGE_STYLE, "svg.hashsalt": name}], after_reset=True):
-        figure = Figure(figsize=size, dpi=72, layout="constrained")
+        figure = figure_of(figsize=size, dpi=72, layout="constrained")
         draw(figure.subplots())
         buffer = BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -196,15 +198,8 @@ def _wavelengths(inv_freq: Sequence[float]) -> list[float]:
     return [2 * math.pi / w if w > 0 else math.nan for w in inv_freq]
 
 
-def _divisors(spec: RopeSpec) -> list[float]:
-    """How many times longer each wavelength becomes at the spec's `max_length`; inf for a pair that stands still."""
-    base = base_frequencies(spec.rope_theta, spec.rotary_dim)
-    scaled = frequencies(spec, spec.max_length).inv_freq
-    return [w / changed if changed > 0 else math.inf for w, changed in zip(base, scaled, strict=True)]
-
-
-def _regions(divisors: Sequence[float], full: float) -> list[str]:
-    """For each pair: kept, interpolated (divided by the whole factor), ramp (in between), or still (not turning)."""
+def _regions(found: Sequence[float], full: float) -> list[str]:
+    """For each divisor: kept, interpolated (divided by the whole factor), ramp (in between), or still (not turning)."""
 
     def region(divisor: float) -> str:
         if divisor == math.inf:
@@ -213,16 +208,16 @@ def _regions(divisors: Sequence[float], full: float) -> list[str]:
             return "kept"
         return "interpolated" if divisor >= full * (1 - 1e-6) else "ramp"
 
-    return [region(divisor) for divisor in divisors]
+    return [region(divisor) for divisor in found]
 
 
 def _shade(axes: Any, spec: RopeSpec) -> None:
     """A band behind the curves for each run of pairs that fare alike, and one legend entry a region."""
-    divisors = _divisors(spec)
-    full = divisors[-1] if isinstance(spec.scaling, Dynamic) else spec.scaling.factor
-    more = " or more" if any(full * (1 + 1e-6) < divisor < math.inf for divisor in divisors) else ""
+    found = divisors(spec, spec.max_length)
+    full = found[-1] if isinstance(spec.scaling, Dynamic) else spec.scaling.factor
+    more = " or more" if any(full * (1 + 1e-6) < divisor < math.inf for divisor in found) else ""
     words = {"interpolated": f"interpolated (divided by {full:.4g}{more})", "still": "not turning"}
-    runs = [(name, [d for d, _ in run]) for name, run in groupby(enumerate(_regions(divisors, full)), lambda x: x[1])]
+    runs = [(name, [d for d, _ in run]) for name, run in groupby(enumerate(_regions(found, full)), lambda x: x[1])]
     for name, (colour, hatch) in REGIONS.items():
         spans = [pairs for region, pairs in runs if region == name]
         for pairs in spans:
@@ -244,28 +239,23 @@ def _mark_length(axes: Any, tokens: int, name: str, side: str) -> None:
     axes.text(1.01, tokens, f"{name} = {tokens:,}", transform=axes.get_yaxis_transform(), va=side, fontsize=10)
 
 
-def _wavelength_panel(axes: Any, rope: LayerRope, preview: RopeSpec | None) -> None:
+def _wavelength_panel(axes: Any, rope: LayerRope) -> None:
     spec = rope.spec
-    shown = {"before": replace(spec, scaling=Plain())}
-    if not isinstance(spec.scaling, Plain):
-        shown[f"after: {_described(spec)}"] = spec
-    if preview is not None:
-        shown[f"preview: {_described(preview)}"] = preview
-    last = list(shown.values())[-1]
-    if len(shown) > 1:
-        _shade(axes, last)
-    else:
+    if isinstance(spec.scaling, Plain):
         shown = {"plain, no scaling": spec}
+    else:
+        shown = {"before": replace(spec, scaling=Plain()), f"after: {_described(spec)}": spec}
+        _shade(axes, spec)
     every = _spread_markers(spec.pairs)
     for (label, each), look in zip(shown.items(), _styles(), strict=False):
         wavelengths = _wavelengths(frequencies(each, each.max_length).inv_freq)
         fill = "#ffffff" if label == "before" else look["color"]
         axes.plot(range(each.pairs), wavelengths, label=label, markevery=every, markerfacecolor=fill, **look)
-    _mark_length(axes, last.original_length, "L", "top" if last.max_length > last.original_length else "center")
-    if last.max_length > last.original_length:
-        _mark_length(axes, last.max_length, "L'", "bottom")
+    _mark_length(axes, spec.original_length, "L", "top" if spec.max_length > spec.original_length else "center")
+    if spec.max_length > spec.original_length:
+        _mark_length(axes, spec.max_length, "L'", "bottom")
     axes.set_title(
-        f"{rope.name}: {_described(last)}, θ = {_plain_number(spec.rope_theta)}, {spec.pairs} pairs", fontsize=12
+        f"{rope.name}: {_described(spec)}, θ = {_plain_number(spec.rope_theta)}, {spec.pairs} pairs", fontsize=12
     )
     axes.set_ylabel("wavelength: tokens for a full turn")
     axes.set_yscale("log")
@@ -279,26 +269,21 @@ def _plain_number(value: float, _position: object = None) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def plot_wavelengths(ropes: Sequence[LayerRope], path: Path, preview: RopeSpec | None = None) -> None:
+def plot_wavelengths(ropes: Sequence[LayerRope], path: Path) -> None:
     """Wavelength of every rotary pair before and after scaling, one panel a kind of layer, to a PNG or SVG file.
 
     ropes    at least one; its spec is drawn for a sequence of its `max_length` where it depends on the length
     path     .png or .svg; replaced if it is there, and written whole or not at all
-    preview  a scaling that is not in the checkpoint, drawn into the panels with the same base and rotary_dim
 
     A wavelength is the number of tokens for a full turn, 2π / inv_freq; pairs that stand still are left out. L and L'
-    are marked, and shaded are the pairs that the last scaling keeps, changes in part, or divides by the whole factor.
+    are marked, and shaded are the pairs that the scaling keeps, changes in part, or divides by the whole factor.
     Raises BadUsage for another suffix or no rope, NoResource without matplotlib or for a place that cannot be written.
     """
     if not ropes:
         raise BadUsage("there is no rotary embedding to draw", where=str(path))
     with _drawing(path, len(ropes)) as panels:
         for axes, rope in zip(panels, ropes, strict=True):
-            fits = preview is not None and (preview.rope_theta, preview.rotary_dim) == (
-                rope.spec.rope_theta,
-                rope.spec.rotary_dim,
-            )
-            _wavelength_panel(axes, rope, preview if fits else None)
+            _wavelength_panel(axes, rope)
 
 
 def plot_divisors(specs: Mapping[str, RopeSpec], path: Path) -> None:
@@ -311,7 +296,8 @@ def plot_divisors(specs: Mapping[str, RopeSpec], path: Path) -> None:
         raise BadUsage("there is no rotary embedding to draw", where=str(path))
     with _drawing(path) as (axes,):
         for (label, spec), look in zip(specs.items(), _styles(), strict=False):
-            axes.plot(range(spec.pairs), _divisors(spec), label=label, markevery=_spread_markers(spec.pairs), **look)
+            found = divisors(spec, spec.max_length)
+            axes.plot(range(spec.pairs), found, label=label, markevery=_spread_markers(spec.pairs), **look)
         axes.set_xlabel("rotary pair, fast to slow")
         axes.set_ylabel("frequency divided by")
         axes.grid(axis="y", color="#dddddd")

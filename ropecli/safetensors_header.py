@@ -16,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ropecli.errors import BadCheckpoint
+from ropecli.errors import BadCheckpoint, RopeError
 from ropecli.strict_json import parse_json, read_member
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -69,6 +69,16 @@ class Problem:
     problem: str
     hint: str = ""
 
+    @classmethod
+    def of(cls, error: RopeError) -> "Problem":
+        """What an error says."""
+        return cls(error.where, error.problem, error.hint)
+
+    @property
+    def error(self) -> BadCheckpoint:
+        """The same, to be raised by whoever cannot go on."""
+        return BadCheckpoint(self.problem, where=self.where, hint=self.hint)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -111,7 +121,7 @@ def tensor_headers(folder: Path) -> dict[str, TensorInfo]:
     """
     tensors, problems = survey(folder)
     if problems:
-        raise BadCheckpoint(problems[0].problem, where=problems[0].where, hint=problems[0].hint)
+        raise problems[0].error
     return tensors
 
 
@@ -166,7 +176,7 @@ def _survey(folder: Path) -> tuple[dict[str, TensorInfo], tuple[Problem, ...]]:
     try:
         weight_map = _weight_map(index)
     except BadCheckpoint as error:
-        return {}, (Problem(error.where, error.problem, error.hint),)
+        return {}, (Problem.of(error),)
     merged = _Merged(folder, weight_map)
     merged.add(_shards(folder, sorted(set(weight_map.values()))))
     return merged.tensors, _first(merged.problems(), str(folder))
@@ -187,12 +197,18 @@ def _no_weights(folder: Path) -> Problem:
     return Problem(str(folder), "expected safetensors weights, found none", f"{SINGLE_NAME} or {INDEX_NAME} is needed")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_member(index, "weight_map", max_bytes=INDEX_BYTES, max_values=HEADER_VALUES)
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+def as_weight_map(value: object, index: str) -> dict[str, str]:
+    """The member `weight_map` of an index. Raises BadCheckpoint where it is not tensor name → file name."""
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value.values()):
         raise BadCheckpoint(
             "expected an object of tensor name → file name", where=f"{index}: weight_map", hint="rebuild the index"
         )
+    return value
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_member(index, "weight_map", max_bytes=INDEX_BYTES, max_values=HEADER_VALUES)
+    weight_map = as_weight_map(found, str(index))
     shards = len(set(weight_map.values()))
     if shards > MAX_SHARDS:
         raise BadCheckpoint(

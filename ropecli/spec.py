@@ -30,6 +30,15 @@ def default_attention_factor(factor: float, a: float = 0.1, b: float = 1.0) -> f
     return 1.0 if factor <= 1 else a * math.log(factor) + b
 
 
+def mscale_ratio(factor: float, mscale: float, mscale_all_dim: float) -> float:
+    """The multiplier on cos and sin that an mscale pair gives: (0.1·mscale·ln s + 1) / (0.1·mscale_all_dim·ln s + 1).
+
+    Source: DeepSeek-V2's code, `yarn_get_mscale`; transformers 5.23 `_compute_yarn_parameters`.
+    Raises ZeroDivisionError where the lower half is 0.
+    """
+    return default_attention_factor(factor, 0.1 * mscale) / default_attention_factor(factor, 0.1 * mscale_all_dim)
+
+
 def _number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadParameter(f"expected a number, found {value!r:.60}", where=name)

@@ -52,9 +52,17 @@ def write_whole(content: bytes | str, out: Path, *, force: bool) -> None:
         if out.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with staged(out, force=force) as stage:
-            stage.write_bytes(data)
+            write_new(stage, data)
     except OSError as error:
         raise NoResource(f"cannot be written ({error.strerror})", where=str(out)) from error
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, and see it onto the disk: a name must not outlive what it stands for."""
+    with path.open("xb") as writer:
+        writer.write(data)
+        writer.flush()
+        os.fsync(writer.fileno())
 
 
 @contextmanager

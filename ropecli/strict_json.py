@@ -90,14 +90,26 @@ def _top(text: str) -> dict[str, Any]:
 
 
 def read_member(path: Path, key: str, *, max_bytes: int, max_values: int) -> Any:
-    """The value of one member of the object in a JSON file; None where there is none.
-
-    What is refused is what `read_json` refuses. Where the value is an object, its members are read one by one, and
-    equal strings among its values are one string: a million members take a third of what `read_json` takes.
+    """The value of one member of the object in a JSON file, read as `members` does; None where there is none.
 
     Raises BadCheckpoint, which names the file.
     """
     text = read_text(path, max_bytes=max_bytes, max_values=max_values)
+    try:
+        return members(text, key).get(key)
+    except BadCheckpoint as error:
+        error.at(str(path))
+        raise
+
+
+def members(text: str, *keys: str) -> dict[str, Any]:
+    """The members of these names, as far as they are there, of the object that a JSON text holds.
+
+    What is refused is what `read_json` refuses. Where a value is an object, its members are read one by one, and equal
+    strings among its values are one string: a million members take a third of what `read_json` takes.
+
+    Raises BadCheckpoint.
+    """
     strings: dict[str, str] = {}
 
     def shared(_: str, at: int) -> tuple[Any, int]:
@@ -105,22 +117,18 @@ def read_member(path: Path, key: str, *, max_bytes: int, max_values: int) -> Any
         return (strings.setdefault(value, value) if isinstance(value, str) else value), end
 
     def wanted(name: str, at: int) -> tuple[Any, int]:
-        if name != key:
+        if name not in keys:
             return None, _value_at(text, at, 1)[1]
         return _members(text, at, shared) if text.startswith("{", at) else _value_at(text, at, 1)
 
-    try:
-        start = _past(_SPACE, text, 0)
-        if not text.startswith("{", start):
-            return _top(text)  # which refuses it
-        found, end = _members(text, start, wanted)
-        end = _past(_SPACE, text, end)
-        if end < len(text):
-            raise _not_json(json.JSONDecodeError("Extra data", text, end))
-    except BadCheckpoint as error:
-        error.at(str(path))
-        raise
-    return found.get(key)
+    start = _past(_SPACE, text, 0)
+    if not text.startswith("{", start):
+        return _top(text)  # which refuses it
+    found, end = _members(text, start, wanted)
+    end = _past(_SPACE, text, end)
+    if end < len(text):
+        raise _not_json(json.JSONDecodeError("Extra data", text, end))
+    return {key: found[key] for key in keys if key in found}
 
 
 def non_finite_keys(value: Mapping[str, Any] | list[Any]) -> Iterator[str]:

@@ -90,7 +90,7 @@ def _checked(folder: Path, name: str, checkpoint: Checkpoint) -> Baked:
     try:
         table = read_table_file(folder / name)
     except BadCheckpoint as error:
-        return Baked(name, None, True, (Problem(error.where, error.problem, error.hint),))
+        return Baked(name, None, True, (Problem.of(error),))
     changed = table.config_sha256 != checkpoint.config_sha256
     return Baked(name, table, changed, tuple(_differences(table, checkpoint)))
 
@@ -106,7 +106,7 @@ def _differences(table: TableFile, checkpoint: Checkpoint) -> Iterator[Problem]:
         try:
             worst = max(_worst(table, layer, rope, index) for index in layer.indices or (None,))
         except BadCheckpoint as error:
-            yield Problem(error.where, error.problem, error.hint)
+            yield Problem.of(error)
             continue
         if worst > 1:
             yield Problem(

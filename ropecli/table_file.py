@@ -183,8 +183,7 @@ def read_table_file(path: Path) -> TableFile:
     """What a table file's header says. Raises BadCheckpoint where it is damaged or was not written by ropecli."""
     header = read_header(path)
     if header.problems:
-        first = header.problems[0]
-        raise BadCheckpoint(first.problem, where=first.where, hint=first.hint)
+        raise header.problems[0].error
     try:
         return _parsed(path, header.metadata, {info.name: info for info in header.tensors})
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from ropecli.checkpoint import sees_no_text
 from ropecli.errors import BadCheckpoint, BadUsage
 from ropecli.safetensors_header import TensorInfo
 from ropecli.table_file import SHARD, SIDECAR, TableFile, TableLayer, read_table_file
 
 Form: TypeAlias = Literal["half", "halves", "neighbours"]
 """What a rotary module returns: [..., d/2]; or [..., d], in which dimension i goes with i + d/2, or 2i with 2i + 1."""
-
-TOWERS = ("vision", "visual", "image", "audio")
-"""Parts of module names whose rotary embedding is not the language model's."""
 
 
 @dataclass(slots=True)
@@ -88,7 +86,7 @@ def attach(model: Any, path: str | Path) -> Any:
     loaded: dict[str, LayerTables] = {}
     lookups: list[tuple[Any, TableLookup]] = []
     for name, module in model.named_modules():
-        layer_types = [] if any(part in name for part in TOWERS) else _layer_types(module)
+        layer_types = [] if sees_no_text(name) else _layer_types(module)
         if not layer_types:
             continue
         tables = {}

@@ -6,6 +6,7 @@ Servers read the config, not these tables: they are for runtimes of one's own, e
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from ropecli.dialects import hf
 from ropecli.errors import BadCheckpoint, BadUsage
 from ropecli.frequencies import Frequencies
 from ropecli.json_edit import ABSENT, with_members
-from ropecli.safetensors_header import TensorInfo
+from ropecli.safetensors_header import INDEX_NAME, TensorInfo, as_weight_map
 from ropecli.spec import LONGEST, Dynamic, LayerRope, Layout
 from ropecli.stored_floats import BYTES, DTYPES, LARGEST, FloatName, decoded, encoded
+from ropecli.strict_json import members
 from ropecli.table_check import Baked, baked, verify_tables
 from ropecli.table_file import (
     LEAVES,
@@ -178,7 +180,7 @@ def _indices(written: Checkpoint, rope: LayerRope) -> tuple[int, ...]:
     if not indices:
         raise BadUsage(
             "cannot tell which layers rotate this way",
-            where=f"--bake per layer: {rope.name}",
+            where=f"--bake-per-layer: {rope.name}",
             hint="layer_types has to list the type of each layer, as transformers 5 writes it",
         )
     return indices
@@ -311,12 +313,17 @@ def index_with_tables(plan: TablePlan, index_text: str | None, headers: Mapping[
     index_text  the index as it is, whose every other byte is kept; None where the weights are one file, for which an
                 index is made
     headers     the tensors of the source; tables baked before, in the shard of the same name, go
+
+    Raises BadCheckpoint for a text that is no index.
     """
     return _index(index_text, headers, plan.name, plan.sizes)
 
 
 def index_without_tables(index_text: str, headers: Mapping[str, TensorInfo]) -> str:
-    """The text of `model.safetensors.index.json` without the shard of tables that were baked before."""
+    """The text of `model.safetensors.index.json` without the shard of tables that were baked before.
+
+    Raises BadCheckpoint for a text that is no index.
+    """
     return _index(index_text, headers, SHARD, {})
 
 
@@ -328,13 +335,16 @@ def _index(index_text: str | None, headers: Mapping[str, TensorInfo], name: str,
         weight_map = {tensor: info.file.name for tensor, info in kept.items()} | dict.fromkeys(sizes, name)
         index = {"metadata": {"total_size": kept_bytes + added}, "weight_map": dict(sorted(weight_map.items()))}
         return json.dumps(index, indent=2) + "\n"
-    index = json.loads(index_text)
-    old = [tensor for tensor, file in index["weight_map"].items() if file == name]
+    try:
+        index = members(index_text, "weight_map", "metadata")
+    except BadCheckpoint as error:
+        raise error.at(INDEX_NAME) from None
+    old = [tensor for tensor, file in as_weight_map(index.get("weight_map"), INDEX_NAME).items() if file == name]
     changes = dict.fromkeys(old, ABSENT) | dict.fromkeys(sizes, name)
     text = with_members(index_text, ("weight_map",), changes)
     metadata = index.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if isinstance(total, int | float):
+    if isinstance(total, int | float) and math.isfinite(total):
         removed = sum(headers[tensor].end - headers[tensor].begin for tensor in old if tensor in headers)
         total = int(total) - removed + added
     else:

@@ -42,8 +42,7 @@ def rewrite_shard(source: Path, target: Path, edits: Iterable[TensorEdit]) -> No
     """
     header = read_header(source)
     if header.problems:
-        first = header.problems[0]
-        raise BadCheckpoint(first.problem, where=first.where, hint=first.hint)
+        raise header.problems[0].error
     infos = {info.name: info for info in header.tensors}
     ordered = sorted(edits, key=lambda edit: infos[edit.tensor].begin)
     with source.open("rb") as reader, target.open("xb") as writer:

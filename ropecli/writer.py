@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ropecli.byte_copy import copy_file
+from ropecli.byte_copy import FULL, copy_file
 from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_headers, verify
 from ropecli.conversion import Conversion
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
-from ropecli.frequencies import Frequencies, frequencies
+from ropecli.frequencies import frequencies, largest_difference
 from ropecli.safetensors_header import HEADER_VALUES, INDEX_BYTES, INDEX_NAME
 from ropecli.spec import RopeSpec
-from ropecli.staging import is_staging, private_folder, staged
+from ropecli.staging import is_staging, private_folder, staged, write_new
+from ropecli.strict_json import read_text
 from ropecli.tables import SHARD, SIDECAR, verify_tables, write_tables
 from ropecli.weight_edits import rewrite_shard
 
@@ -105,7 +106,7 @@ def _link(source: Path, target: Path, how: str) -> bool:
             case _:
                 copy_file(source, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise NoResource(
                 "the disk is full", where=str(target), hint="free some space, or --weights hardlink"
             ) from error
@@ -158,20 +159,25 @@ def survey(conversion: Conversion, out: Path | None, weights: Weights) -> tuple[
     if out is not None:
         _check_target(conversion.checkpoint.path or out, out, force=True)
     place_of_out = out or (conversion.checkpoint.path or Path()).absolute()
-    return len(files), _copied_bytes(files, place_of_out, weights) + _new_bytes(conversion, files)
+    return len(files), _most_bytes(conversion, files, place_of_out, weights)
 
 
-def _new_bytes(conversion: Conversion, files: Mapping[str, Path]) -> int:
-    """What is written besides copies: texts, tables, and shards whose weights are scaled."""
-    texts = sum(len(text.encode()) for text in conversion.texts.values())
+def _most_bytes(conversion: Conversion, files: Mapping[str, Path], out: Path, weights: Weights) -> int:
+    """What is written at most: copies, texts, tables, and shards whose weights are scaled."""
+    copied = {name: path for name, path in files.items() if name not in conversion.scaled}
     shards = sum(files[name].stat().st_size for name in conversion.scaled if name in files)
-    return texts + shards + (conversion.tables.size if conversion.tables is not None else 0)
+    tables = conversion.tables.size if conversion.tables is not None else 0
+    return _copied_bytes(copied, out, weights) + shards + _text_bytes(conversion) + tables
+
+
+def _text_bytes(conversion: Conversion) -> int:
+    return sum(len(text.encode()) for text in conversion.texts.values())
 
 
 def index_text(folder: Path) -> str | None:
-    """The text of model.safetensors.index.json, where the checkpoint has one. Raises BadCheckpoint."""
+    """The text of model.safetensors.index.json, not yet parsed, where there is one. Raises BadCheckpoint."""
     path = folder / INDEX_NAME
-    return read_json(path, max_bytes=INDEX_BYTES, max_values=HEADER_VALUES)[1] if path.is_file() else None
+    return read_text(path, max_bytes=INDEX_BYTES, max_values=HEADER_VALUES) if path.is_file() else None
 
 
 def _copied_bytes(files: Mapping[str, Path], out: Path, weights: Weights) -> int:
@@ -236,21 +242,14 @@ def _check_unchanged(path: Path, before: os.stat_result) -> None:
         raise BadCheckpoint("the file changed while it was copied", where=str(path), hint="wait until it is complete")
 
 
-def _check_space(files: Mapping[str, Path], out: Path, weights: Weights) -> None:
-    needed = _copied_bytes(files, out, weights)
+def _check_space(needed: int, out: Path) -> None:
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise NoResource(
-            f"the copy needs {needed:,} bytes, {free:,} are free",
+            f"the output needs {needed:,} bytes, {free:,} are free",
             where=str(out.parent),
-            hint="write to the source's file system, where weights are linked instead of copied",
+            hint="free some space, or write to the source's file system, where weights are linked instead of copied",
         )
-
-
-def worst_difference(found: Frequencies, wanted: Frequencies) -> float:
-    """The largest relative difference of two tables; pairs that stand still in both do not count."""
-    pairs = zip(found.inv_freq, wanted.inv_freq, strict=True)
-    return max(abs(a - b) / max(abs(a), abs(b)) if a or b else 0.0 for a, b in pairs)
 
 
 def prove(folder: Path, intent: Mapping[str, RopeSpec], name: str) -> None:
@@ -269,7 +268,7 @@ def prove(folder: Path, intent: Mapping[str, RopeSpec], name: str) -> None:
             raise CheckFailed(f"the written config has no layers {layers!r}", where=name, hint=report)
         for length in (spec.original_length, spec.max_length):
             found, wanted = frequencies(ropes[layers], length), frequencies(spec, length)
-            off = worst_difference(found, wanted) if len(found.inv_freq) == len(wanted.inv_freq) else float("inf")
+            off = largest_difference(found, wanted)
             if off > FREQUENCY_TOLERANCE or abs(found.attention_factor - wanted.attention_factor) > FACTOR_TOLERANCE:
                 raise CheckFailed(
                     f"the written config means other numbers than asked: frequencies differ by {off:.2g}, attention "
@@ -298,7 +297,7 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
     """
     files = _carried(conversion, weights)
     _check_target(conversion.checkpoint.path or out, out, force=force)
-    _check_space(files, out, weights)
+    _check_space(_most_bytes(conversion, files, out, weights), out)
     ways: dict[str, str] = {}
     new_bytes = 0
     table_error: float | None = None
@@ -327,7 +326,7 @@ def write(conversion: Conversion, out: Path, *, weights: Weights = "auto", force
             prove(stage, conversion.intent, str(out))
             _prove_weights(stage, conversion, str(out), weights)
     except OSError as error:
-        raise _not_written(error, out) from error
+        raise not_written(error, out) from error
     return Receipt(out, ways, new_bytes, table_error)
 
 
@@ -339,6 +338,32 @@ def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
     Raises BadUsage for a source that is not a plain folder, or a conversion that is more than texts; OutputExists where
     a backup is there already.
     """
+    folder, targets = _in_place(conversion, force=force)
+    try:
+        with private_folder(folder / "config.json") as stage:
+            for target in targets:
+                _write_text(stage / target.name, conversion.texts[target.name])
+            prove(stage, conversion.intent, str(folder))
+            for target in targets:
+                kept = stage / f"{target.name}.backup"
+                shutil.copy2(target, kept)
+                kept.replace(target.with_name(kept.name))
+            for target in targets:
+                shutil.copymode(target, stage / target.name)
+                (stage / target.name).replace(target)
+    except OSError as error:
+        raise not_written(error, folder) from error
+    return Receipt(folder, dict.fromkeys(conversion.texts, "rewritten"), _text_bytes(conversion))
+
+
+def survey_in_place(conversion: Conversion, *, force: bool = False) -> int:
+    """Bytes that `rewrite_in_place` would write. Touches nothing, and raises what that would before it writes."""
+    _in_place(conversion, force=force)
+    return _text_bytes(conversion)
+
+
+def _in_place(conversion: Conversion, *, force: bool) -> tuple[Path, list[Path]]:
+    """The folder and the files in it to rewrite, config.json last. Raises BadUsage and OutputExists."""
     folder = conversion.checkpoint.path
     if folder is None or not folder.is_dir():
         raise BadUsage("expected a checkpoint folder", where=conversion.checkpoint.source)
@@ -358,22 +383,7 @@ def rewrite_in_place(conversion: Conversion, *, force: bool = False) -> Receipt:
             )
         if os.path.lexists(backup) and not force and not _is_copy(backup, target):
             raise OutputExists("already exists", where=str(backup), hint="move it away, or replace it with --force")
-    try:
-        with private_folder(folder / "config.json") as stage:
-            for target in targets:
-                _write_text(stage / target.name, conversion.texts[target.name])
-            prove(stage, conversion.intent, str(folder))
-            for target in targets:
-                kept = stage / f"{target.name}.backup"
-                shutil.copy2(target, kept)
-                kept.replace(target.with_name(kept.name))
-            for target in targets:
-                shutil.copymode(target, stage / target.name)
-                (stage / target.name).replace(target)
-    except OSError as error:
-        raise _not_written(error, folder) from error
-    size = sum(len(text.encode()) for text in conversion.texts.values())
-    return Receipt(folder, dict.fromkeys(conversion.texts, "rewritten"), size)
+    return folder, targets
 
 
 def _is_copy(backup: Path, target: Path) -> bool:
@@ -382,16 +392,13 @@ def _is_copy(backup: Path, target: Path) -> bool:
 
 
 def _write_text(path: Path, text: str) -> int:
-    """Write a new file and see it onto the disk; returns its bytes."""
+    """Write a new file of text; returns its bytes."""
     data = text.encode("utf-8")
-    with path.open("xb") as writer:
-        writer.write(data)
-        writer.flush()
-        os.fsync(writer.fileno())
+    write_new(path, data)
     return len(data)
 
 
-def _not_written(error: OSError, out: Path) -> NoResource:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    problem = "the disk is full" if full else f"cannot be written ({error.strerror})"
+def not_written(error: OSError, out: Path) -> NoResource:
+    """Why an output is not there, in words."""
+    problem = "the disk is full" if error.errno in FULL else f"cannot be written ({error.strerror})"
     return NoResource(problem, where=str(out), hint="check space and rights")

@@ -1,6 +1,8 @@
 """`convert --bake` from the command line to the model: tables that are used, and a temperature in the weights."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,26 @@ def test_what_was_baked_is_read_back_before_it_appears(step, options, damage, ch
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_tables_that_do_not_fit_are_refused_before_they_are_written(checkpoint, tmp_path, monkeypatch, capsys):
+    """Links need no room, a table of a million positions does: exit status 4, and there is no output."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    assert (
+        convert(checkpoint, tmp_path / "out", "--weights", "hardlink", "--bake", "cos-sin", "--bake-length", "1m") == 4
+    )
+    assert "10,000,000 are free" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_dry_run_counts_a_scaled_shard_once(checkpoint, tmp_path, capsys):
+    """It is written anew, and not copied besides."""
+    options = ("--bake", "attention-factor", "--weights", "copy")
+    assert convert(checkpoint, tmp_path / "out", *options, "--dry-run") == 0
+    most = int(re.findall(r"at most ([\d,]+) bytes", capsys.readouterr().out)[0].replace(",", ""))
+    assert convert(checkpoint, tmp_path / "out", *options) == 0
+    assert most == sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
 def test_tables_without_weights(checkpoint, tmp_path):
     """`--weights none` leaves the shards to somebody else; tables and index are there."""
     out = tmp_path / "out"
@@ -206,6 +228,16 @@ def test_a_folded_checkpoint_takes_another_ramp(checkpoint, tmp_path):
     assert json.loads((again / "config.json").read_text())["ropecli"] == {"folded_attention_factor": {"default": 1.3}}
     old, new = tensor_headers(folded), tensor_headers(again)
     assert all(read_tensor(old[name]) == read_tensor(new[name]) for name in old)
+
+
+@pytest.mark.parametrize("own", [None, "0.1", ["a"], {"kept": 1}], ids=str)
+def test_the_mark_takes_its_place_whatever_was_there(own, checkpoint, tmp_path):
+    """Members that somebody else keeps under our key stay; what is no object has none."""
+    config = json.loads((checkpoint / "config.json").read_text()) | {"ropecli": own}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert convert(checkpoint, tmp_path / "out", "--bake", "attention-factor") == 0
+    mark = json.loads((tmp_path / "out" / "config.json").read_text())["ropecli"]
+    assert mark == (own if isinstance(own, dict) else {}) | {"folded_attention_factor": {"default": 1.3}}
 
 
 @pytest.mark.parametrize("mark", [1.3, {"default": 0}, {"default": "1.3"}, {"default": True}], ids=str)

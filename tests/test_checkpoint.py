@@ -15,6 +15,7 @@ import gguf
 import huggingface_hub
 import numpy as np
 import pytest
+from configs import LLAMA
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import save_file
@@ -24,14 +25,6 @@ from ropecli.checkpoint import read_checkpoint, verify
 from ropecli.errors import BadCheckpoint, RopeError
 from ropecli.spec import Plain, Yarn
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 256,
-    "rope_theta": 10000.0,
-}
 MISTRAL: dict[str, Any] = {"dim": 64, "n_layers": 2, "head_dim": 16, "hidden_dim": 128, "n_heads": 4, "rope_theta": 1e6}
 META: dict[str, Any] = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 256, "norm_eps": 1e-5}
 GPT_OSS: dict[str, Any] = {

@@ -4,6 +4,7 @@ import io
 import json
 from typing import Any
 
+from configs import LLAMA
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,16 +12,8 @@ from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.errors import RopeError
 from ropecli.frequencies import frequencies
 
-PLAIN: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 256,
-    "rope_theta": 10000.0,
-}
 TOP_KEYS = [
-    *PLAIN, "head_dim", "partial_rotary_factor", "original_max_position_embeddings", "layer_types", "sliding_window",
+    *LLAMA, "head_dim", "partial_rotary_factor", "original_max_position_embeddings", "layer_types", "sliding_window",
     "rope_local_base_freq", "qk_rope_head_dim", "kv_lora_rank", "text_config", "attn_config", "rotary_dim",
     "rotary_pct", "rope_ratio", "no_rope_layers", "no_rope_layer_interval", "quantization", "alibi", "rope_type",
     "position_embedding_type", "rope_interleave", "weight_map", "dim", "n_heads", "hidden_dim", "yarn", "n_layers",
@@ -59,7 +52,7 @@ rope = st.dictionaries(st.sampled_from(ROPE_KEYS), likely | anything, max_size=8
     lambda inner: st.sampled_from(TYPES).map(lambda kind: {"rope_type": kind} | inner)
 )
 configs = st.builds(
-    lambda model, top, schema, inner: PLAIN | {"model_type": model} | top | ({schema: inner} if schema else {}),
+    lambda model, top, schema, inner: LLAMA | {"model_type": model} | top | ({schema: inner} if schema else {}),
     st.sampled_from(MODELS),
     st.dictionaries(st.sampled_from(TOP_KEYS), likely | anything, max_size=3),
     st.sampled_from(["rope_scaling", "rope_parameters", None]),

@@ -614,6 +614,8 @@ def test_expectations_decide_the_exit_status(run, checkpoint):
     assert status == 1
     assert "rope_type=yarn" in stderr
     assert run("inspect", checkpoint, "--expect", "no_such_key=1")[0] == 2
+    # as a shell variable that is not set gives it: nothing was checked, so it does not pass
+    assert run("inspect", checkpoint, "--expect", "")[0] == 2
 
 
 def test_expectations_of_a_model_that_does_not_rotate_fail(run, tmp_path):
@@ -648,6 +650,29 @@ def test_options_of_tables_that_are_not_baked_are_refused(run, checkpoint, tmp_p
         assert status == 2
         assert option[0] in stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_in_place_tells_what_the_run_will_do(run, checkpoint):
+    """Only texts are written, no file goes along; where a backup is in the way, the dry run says so, too."""
+    status, stdout, _ = run("convert", checkpoint, *YARN, "--in-place", "--dry-run")
+    assert status == 0
+    assert not list(checkpoint.glob("*.backup"))
+    assert run("convert", checkpoint, *YARN, "--in-place")[0] == 0
+    written = [path.with_suffix("") for path in checkpoint.glob("*.backup")]
+    size = sum(path.stat().st_size for path in written)
+    assert stdout.endswith(f"0 files go along, at most {size:,} bytes would be written; nothing was touched\n")
+    status, _, stderr = run("convert", checkpoint, *YARN[:-1], "8", "--in-place", "--dry-run")
+    assert status == 2
+    assert "config.json.backup: already exists" in stderr
+
+
+def test_an_empty_length_of_tables_is_no_length(run, checkpoint, tmp_path):
+    """As a shell variable that is not set gives it: not the default."""
+    status, _, stderr = run(
+        "convert", checkpoint, "-o", tmp_path / "out", *YARN, "--bake", "cos-sin", "--bake-length", ""
+    )
+    assert status == 2
+    assert "--bake-length" in stderr
 
 
 @pytest.mark.parametrize("option", ["--beta-fast", "--beta-slow"])

@@ -355,3 +355,21 @@ def test_a_killed_run_in_place_does_not_go_along(checkpoint: Path, tmp_path: Pat
 def test_both_writers_stage_the_same_way() -> None:
     """One place knows how an output appears."""
     assert writer.staged is gguf_writer.staged is staged
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_small_file_is_on_the_disk_before_it_has_its_name(force, tmp_path, monkeypatch):
+    """The journal of a calibration goes once its file is there: a power cut must not leave an empty one."""
+    synced, real = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    out = tmp_path / "calibration.json"
+    if force:
+        out.write_text("old")
+    write_whole("new", out, force=force)
+    assert out.read_text() == "new"
+    assert out.stat().st_ino in synced

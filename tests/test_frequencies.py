@@ -22,7 +22,9 @@ from ropecli.frequencies import (
     Frequencies,
     base_frequencies,
     corner,
+    divisors,
     frequencies,
+    largest_difference,
     ntk_base,
     ramp_frequencies,
     rotations,
@@ -694,3 +696,25 @@ def test_llama3_bounds_that_are_equal_are_a_step():
     spec = RopeSpec(500000.0, 128, 128, 8192, 131072, Llama3(16.0, 1.0, 1.0))
     for w, now in zip(base_frequencies(500000.0, 128), frequencies(spec).inv_freq, strict=True):
         assert now == pytest.approx(w / 16 if 8192 * w / (2 * math.pi) < 1 else w)
+
+
+def test_the_largest_difference_counts_what_turns():
+    """Relative, symmetric, and blind to pairs that stand still in both."""
+    frequency = frequencies(RopeSpec(10000.0, 8, 8, 128, 128))
+    slower = replace(frequency, inv_freq=(*frequency.inv_freq[:-1], frequency.inv_freq[-1] * 0.5))
+    still = replace(frequency, inv_freq=(*frequency.inv_freq[:-1], 0.0))
+    assert largest_difference(frequency, frequency) == 0
+    assert largest_difference(frequency, slower) == largest_difference(slower, frequency) == 0.5
+    assert largest_difference(still, still) == 0
+    assert largest_difference(still, frequency) == 1
+    assert largest_difference(frequency, replace(frequency, inv_freq=frequency.inv_freq[1:])) == math.inf
+
+
+def test_divisors_are_what_frequencies_were_divided_by() -> None:
+    """The lists of longrope themselves; the factor for linear; infinite where a pair of Gemma-4 stands still."""
+    plain = RopeSpec(10000.0, 8, 8, 128, 512)
+    lists = Longrope(4.0, (1.0, 1.0, 2.0, 3.0), (1.0, 2.0, 3.0, 4.0), 1.0, 1.0)
+    assert divisors(replace(plain, scaling=lists)) == pytest.approx(lists.short_factor)
+    assert divisors(replace(plain, scaling=lists), 512) == pytest.approx(lists.long_factor)
+    assert divisors(replace(plain, scaling=Linear(4.0))) == pytest.approx((4.0,) * 4)
+    assert divisors(replace(plain, scaling=Proportional(2.0, 0.5))) == pytest.approx((2.0, 2.0, math.inf, math.inf))

@@ -395,6 +395,14 @@ class TestTarget:
         assert listing(tmp_path) == before
         return caught.value
 
+    @pytest.mark.parametrize("name", ["out.bin", "nowhere/out.gguf", "in.gguf"])
+    def test_a_dry_run_refuses_the_same_targets(self, name: str, tmp_path: Path) -> None:
+        """What the size is told of could be written there, but for a GGUF that needs force."""
+        conversion = planned(read_checkpoint(str(model(tmp_path / "in.gguf"))), tuned())
+        with pytest.raises(BadUsage):
+            size_of(conversion, tmp_path / name)
+        assert size_of(conversion, model(tmp_path / "there.gguf")) == size_of(conversion)
+
     def test_output_exists(self, tmp_path: Path) -> None:
         """An existing output needs force, and then is replaced whole."""
         source, out = model(tmp_path / "in.gguf"), model(tmp_path / "out.gguf", "qwen2")

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import typer
+from configs import LLAMA
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,14 +31,6 @@ REPOSITORY = Path(__file__).parent.parent
 TINY = REPOSITORY / "examples" / "tiny"
 YARN = ("--rope-type", "yarn", "--factor", "4")
 EVIL = "x\x1b[31mRED\n\x9b31m\u202e\x07"
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 256,
-    "rope_theta": 10000.0,
-}
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
 SECONDS, MEBIBYTES = 5, 500
 

@@ -134,25 +134,6 @@ def test_regions_of_every_kind(scaling: Scaling, max_length: int, expected: set[
     assert {text for text in texts(tmp_path / "figure.svg") if text.startswith(words)} == expected
 
 
-def test_a_preview_is_drawn_where_it_fits(tmp_path: Path) -> None:
-    """A previewed scaling appears in the panel with its own base and width, and not in another."""
-    plain = replace(LLAMA, scaling=Plain(), max_length=4096)
-    other = replace(plain, rope_theta=500000.0)
-    plot_wavelengths([layer(plain, "full"), layer(other, "sliding")], tmp_path / "figure.svg", preview=LLAMA)
-    found = texts(tmp_path / "figure.svg")
-    assert found.count("preview: yarn, factor 4") == 1
-    assert "full: yarn, factor 4, θ = 10,000, 64 pairs" in found
-    assert "sliding: plain, θ = 500,000, 64 pairs" in found
-
-
-def test_a_preview_of_a_scaled_checkpoint_shows_three_curves(tmp_path: Path) -> None:
-    """Before, what the checkpoint has, and what is previewed are three lines."""
-    preview = replace(LLAMA, scaling=Linear(8.0), max_length=32768)
-    plot_wavelengths([layer(LLAMA)], tmp_path / "figure.svg", preview=preview)
-    assert len(curves(tmp_path / "figure.svg", 64)) == 3
-    assert {"after: yarn, factor 4", "preview: linear, factor 8"} <= set(texts(tmp_path / "figure.svg"))
-
-
 def test_lines_differ_without_colour(tmp_path: Path) -> None:
     """In greyscale the lines are told apart by their strokes and markers."""
     specs = {str(s): replace(LLAMA, scaling=s) for s in (Linear(4.0), Ntk(4.0), NtkByParts(4.0), Yarn.default(4.0))}

@@ -578,6 +578,9 @@ def test_without_matplotlib_nothing_is_computed(
     for verb in (["calibrate", "--factor", "2"], ["evaluate"]):
         assert status(*verb, "nowhere", "--data", "nowhere", "--report", out) == 4
         assert "pip install matplotlib" in capsys.readouterr().err
+    assert status("inspect", str(TINY), "--plot", str(tmp_path / "figure.svg")) == 4
+    shown = capsys.readouterr()
+    assert (shown.out, "pip install matplotlib" in shown.err) == ("", True)
     assert list(tmp_path.iterdir()) == []
 
 

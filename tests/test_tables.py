@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from ropecli.checkpoint import Checkpoint, read_checkpoint, tensor_headers, verify
 from ropecli.errors import BadCheckpoint, BadUsage
 from ropecli.frequencies import Frequencies, frequencies
+from ropecli.safetensors_header import INDEX_NAME
 from ropecli.spec import Dynamic, Plain, RopeSpec, Yarn
 from ropecli.stored_floats import decoded, encoded
 from ropecli.tables import (
@@ -191,6 +192,14 @@ def test_a_copy_for_each_layer(tmp_path: Path) -> None:
         for leaf in ("cos_cached", "sin_cached"):
             found = each[f"model.layers.{i}.self_attn.rotary_emb.{leaf}"]
             assert torch.equal(found, kinds[f"{kind}.rotary_emb.{leaf}"])
+
+
+def test_layers_that_cannot_be_told_apart_have_no_copies(tmp_path: Path) -> None:
+    """Without `layer_types` nobody knows which layer takes which table; the error names the option."""
+    untold = checkpoint_of(tmp_path, **LAYERED | {"layer_types": None, "model_type": "unknown"})
+    with pytest.raises(BadUsage) as caught:
+        plan_tables(BakeRequest("cos-sin", 8, per_layer=True), untold)
+    assert caught.value.where.startswith("--bake-per-layer: ")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -651,14 +660,23 @@ def test_baking_again_replaces_the_tables_before(checkpoint: Path) -> None:
     assert "default.rotary_emb.cos_sin_cache" not in again["weight_map"]
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"total_size": 10.0}])
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a'])
+def test_what_is_no_index_is_named(index: str, checkpoint: Path) -> None:
+    """Beside a model.safetensors nobody has read the index before it is edited."""
+    plan = plan_tables(BakeRequest("cos-sin", 8, into="shards"), read_checkpoint(str(checkpoint)))
+    with pytest.raises(BadCheckpoint) as caught:
+        index_with_tables(plan, index, {})
+    assert INDEX_NAME in caught.value.where
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"total_size": 10.0}, {"total_size": math.nan}])
 def test_an_index_without_a_total_gets_one(metadata: Any, checkpoint: Path) -> None:
-    """Indexes of other tools have no metadata, none of the total, or a float."""
+    """Indexes of other tools have no metadata, no total or one that is no number, or a float."""
     index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
     data = {"weight_map": index["weight_map"]} | ({} if metadata is None else {"metadata": metadata})
     plan = plan_tables(BakeRequest("cos-sin", 32, into="shards"), read_checkpoint(str(checkpoint)))
     found = json.loads(index_with_tables(plan, json.dumps(data), tensor_headers(checkpoint)))
-    size = 10 if metadata and "total_size" in metadata else index["metadata"]["total_size"]
+    size = 10 if metadata == {"total_size": 10.0} else index["metadata"]["total_size"]
     assert found["metadata"]["total_size"] == size + 2 * 32 * 16 * 4
 
 

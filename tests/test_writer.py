@@ -19,7 +19,7 @@ from ropecli.checkpoint import read_checkpoint
 from ropecli.conversion import Conversion, chosen_layers, extended, plan
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists
 from ropecli.frequencies import frequencies
-from ropecli.spec import Linear, Llama3, Ntk, NtkByParts, Plain, RopeSpec, Scaling, Yarn
+from ropecli.spec import Linear, Llama3, Ntk, NtkByParts, Plain, Scaling, Yarn
 from ropecli.writer import rewrite_in_place
 
 SHARDS = [f"model-0000{i}-of-00005.safetensors" for i in range(1, 6)]
@@ -477,17 +477,6 @@ def test_a_folder_that_can_not_be_written_is_a_missing_resource(checkpoint, tmp_
     with pytest.raises(NoResource, match="Permission denied") as caught:
         writer.write(planned(checkpoint), tmp_path / "out")
     assert caught.value.where == str(tmp_path / "out")
-
-
-def test_worst_difference_counts_what_turns():
-    """Relative, symmetric, and blind to pairs that stand still in both."""
-    frequency = frequencies(RopeSpec(10000.0, 8, 8, 128, 128))
-    slower = replace(frequency, inv_freq=(*frequency.inv_freq[:-1], frequency.inv_freq[-1] * 0.5))
-    still = replace(frequency, inv_freq=(*frequency.inv_freq[:-1], 0.0))
-    assert writer.worst_difference(frequency, frequency) == 0
-    assert writer.worst_difference(frequency, slower) == writer.worst_difference(slower, frequency) == 0.5
-    assert writer.worst_difference(still, still) == 0
-    assert writer.worst_difference(still, frequency) == 1
 
 
 def test_in_place_keeps_a_backup_and_nothing_else_changes(checkpoint, tree):

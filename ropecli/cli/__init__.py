@@ -122,20 +122,12 @@ def _run(arguments: list[str]) -> int:
         if not arguments:
             return BadUsage.exit_status  # the help is on the screen already
         failure: RopeError = BadUsage(error.format_message(), hint=f"ropecli {_verb(arguments)}--help")
-    except RopeError as error:
-        failure = error
-        if debug:
-            _traceback(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except _Ended as ended:
         return ended.status
-    except OSError as error:
-        failure = _of_the_system(error)
-        if debug:
-            _traceback(error)
-    except MemoryError as error:
-        failure = NoResource("out of memory", hint="try a smaller --target-length or --dtype bfloat16")
+    except (RopeError, OSError, MemoryError) as error:
+        failure = _failure(error)
         if debug:
             _traceback(error)
     else:
@@ -154,8 +146,12 @@ def _run(arguments: list[str]) -> int:
     return failure.exit_status
 
 
-def _of_the_system(error: OSError) -> RopeError:
-    """What the system refuses wherever no file can be blamed better: disks that fail, limits, paths that are none."""
+def _failure(error: RopeError | OSError | MemoryError) -> RopeError:
+    """An error in words: also what the system refuses wherever no file can be blamed better."""
+    if isinstance(error, RopeError):
+        return error
+    if isinstance(error, MemoryError):
+        return NoResource("out of memory", hint="try a smaller --target-length or --dtype bfloat16")
     kind = BadUsage if error.errno in {errno.ENAMETOOLONG, errno.ELOOP} else NoResource
     return kind(error.strerror or type(error).__name__, where=str(error.filename or ""), hint="--debug shows where")
 

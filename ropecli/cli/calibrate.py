@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from ropecli.errors import BadUsage, RopeError
 from ropecli.render import terminal
 from ropecli.render.calibration import TrialLog, show_calibration, show_cost
 from ropecli.staging import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 OPTIMIZERS = ("auto", "nelder-mead", "powell", "cobyqa", "l-bfgs-b", "differential-evolution")
 
@@ -122,12 +119,7 @@ def calibrate_command(
         search = data or output or factor or target_length or original_length or plan_only or resume
         if search or (report is None and plot is None):
             raise BadUsage("it goes with --report and --plot, and not with what a search needs", where="--from")
-        from calibrate.calibration import read_calibration  # noqa: PLC0415
-
-        text, where = intents.text_of(earlier)
-        checkpoint, found = read_checkpoint(model), read_calibration(text, where)
-        intents.say_where_models_differ(checkpoint, found, where, quiet=quiet)
-        _draw_calibration(json.loads(text), where, checkpoint, report, plot, force=force, quiet=quiet)
+        _draw_earlier(earlier, read_checkpoint(model), report, plot, force=force, quiet=quiet)
         return
     if not data:
         raise BadUsage("Missing option '--data'.", hint="ropecli calibrate --help")
@@ -156,8 +148,8 @@ def calibrate_command(
             source=model,
             data=tuple(data),
             factors=tuple(factor or ()),
-            target_length=None if target_length is None else options.length(target_length, "--target-length"),
-            original_length=None if original_length is None else options.length(original_length, "--original-length"),
+            target_length=options.optional_length(target_length, "--target-length"),
+            original_length=options.optional_length(original_length, "--original-length"),
             tune=tune,  # type: ignore[arg-type]
             objective=objective,
             guard=guard,
@@ -214,6 +206,17 @@ def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:
     elif not resume and journal.exists():
         ways = "--resume would go on from them, another --output keeps them"
         terminal.say(f"{journal} holds the scores of an earlier run, which this one replaces; {ways}", quiet=quiet)
+
+
+def _draw_earlier(
+    source: str, checkpoint: Checkpoint, report: Path | None, plot: Path | None, *, force: bool, quiet: bool
+) -> None:
+    """The page and the figure of a calibration file that is there already."""
+    from calibrate.calibration import read_calibration  # noqa: PLC0415
+
+    text, where = intents.text_of(source)
+    intents.say_where_models_differ(checkpoint, read_calibration(text, where), where, quiet=quiet)
+    _draw_calibration(json.loads(text), where, checkpoint, report, plot, force=force, quiet=quiet)
 
 
 def _draw_calibration(

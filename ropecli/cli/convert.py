@@ -1,8 +1,9 @@
 """`ropecli convert`: parse, call, render."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -23,8 +24,12 @@ from ropecli.render.conversion import (
 from ropecli.spec import RopeSpec
 
 if TYPE_CHECKING:
+    from ropecli.agreement import Disagreement
     from ropecli.conversion import Conversion
     from ropecli.tables import BakeRequest
+
+FOLDING = "attention-factor"
+"""What --bake calls the temperature that goes into the weights."""
 
 
 def convert_command(
@@ -142,25 +147,22 @@ def convert_command(
     What was written is read back and recomputed before it appears.
     """
     del debug, verbose
+    from ropecli import agreement, writer  # noqa: PLC0415 - what writes is no business of a start
     from ropecli import conversion as plans  # noqa: PLC0415
-    from ropecli import writer  # noqa: PLC0415
-    from ropecli.agreement import carried, disagreements, refuse_ignored  # noqa: PLC0415
     from ropecli.baking import folded, refuse_second_temperature, with_folded  # noqa: PLC0415
     from ropecli.checkpoint import tensor_headers  # noqa: PLC0415
+    from ropecli.dialects.portable import Schema  # noqa: PLC0415
+    from ropecli.table_file import TableKind  # noqa: PLC0415
     from ropecli.tables import BakeRequest  # noqa: PLC0415
 
-    if (calibration is None) == (rope_type is None):
-        raise BadUsage("give one of --from and --rope-type", hint="for example --from calibration.json")
-    if in_place and output is not None:
-        raise BadUsage("give one of --output and --in-place")
-    if output is None and not dry_run and not in_place and emit is None:
-        raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
+    deed = _Deed(output, in_place=in_place, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
+    _refuse_contradictions(deed, calibration, rope_type, emit)
     for option, value, known in (
-        ("--schema", schema, ("both", "v4", "v5")),
-        ("--weights", weights, ("auto", "hardlink", "reflink", "symlink", "copy", "none")),
-        ("--layers", layers, ("full", "all")),
-        ("--carrier", carrier, ("auto", "native", "longrope")),
-        ("--bake", bake, ("cos-sin", "inv-freq", "attention-factor")),
+        ("--schema", schema, get_args(Schema)),
+        ("--weights", weights, get_args(writer.Weights)),
+        ("--layers", layers, get_args(plans.Layers)),
+        ("--carrier", carrier, get_args(agreement.Carrier)),
+        ("--bake", bake, (*get_args(TableKind), FOLDING)),
     ):
         options.one_of(option, value, known)
     bakes = {
@@ -170,7 +172,7 @@ def convert_command(
         "--bake-per-layer": bake_per_layer,
         "--bake-into": bake_into != "sidecar",
     }
-    options.belong_to("--bake cos-sin or inv-freq", {} if bake in ("cos-sin", "inv-freq") else bakes)
+    options.belong_to("--bake cos-sin or inv-freq", {} if bake in get_args(TableKind) else bakes)
     wanted_runtimes = _runtimes(runtimes)
     checkpoint = read_checkpoint(model)
     by_hand = {
@@ -188,15 +190,16 @@ def convert_command(
     elif any(value is not None for value in (*lengths, rope_theta, *by_hand.values())):
         raise BadUsage("the calibration file says all of it", where="--from", hint="leave the other options out")
     else:
-        intent = _from_calibration(checkpoint, calibration, layers, quiet=quiet or as_json)
+        intent = _from_calibration(checkpoint, calibration, layers, quiet=deed.silent)
     refuse_second_temperature(checkpoint, intent)
-    asked, scaled, request = intent, None, None
-    if bake == "attention-factor" and emit is None and checkpoint.format != "gguf":
+    asked, scaled = intent, None
+    if bake == FOLDING and emit is None and checkpoint.format != "gguf":
         intent, scaled = folded(checkpoint, intent, tensor_headers(checkpoint.path or Path()))
     # llama.cpp has flags for every scaling of a Phi-3, and none for longrope
-    intent, forced = carried(checkpoint, intent, "native" if (carrier, emit) == ("auto", "llama.cpp") else carrier)
+    way = "native" if (carrier, emit) == ("auto", "llama.cpp") else carrier
+    intent, forced = agreement.carried(checkpoint, intent, way)  # type: ignore[arg-type]
     if emit is not None:
-        _note(forced, quiet=quiet or as_json)
+        _note(forced, quiet=deed.silent)
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
     if output is not None and not force and (output.exists() or output.is_symlink()):
@@ -204,8 +207,8 @@ def convert_command(
     if checkpoint.format == "gguf":
         _refuse_for_gguf(in_place=in_place, bake=bake)
         idle = {"--schema": schema != "both", "--weights": weights != "auto", "--for": bool(wanted_runtimes)}
-        _note(_idle_for_gguf([option for option, given in idle.items() if given]), quiet=quiet or as_json)
-        _convert_gguf(checkpoint, intent, output, dry_run=dry_run, force=force, as_json=as_json, quiet=quiet)
+        _note(_idle_for_gguf([option for option, given in idle.items() if given]), quiet=deed.silent)
+        _convert_gguf(checkpoint, intent, deed)
         return
     conversion = plans.plan(
         checkpoint,
@@ -216,32 +219,77 @@ def convert_command(
     )
     if forced:
         conversion = replace(conversion, notes=(forced, *conversion.notes))
+    request = None
     if scaled is not None:
         conversion = with_folded(conversion, scaled, asked)
     elif bake is not None:
         longest = max(spec.max_length for spec in intent.values())
-        positions = options.length(bake_length, "--bake-length") if bake_length else longest
+        positions = options.optional_length(bake_length, "--bake-length") or longest
         request = BakeRequest(bake, positions, bake_dtype, bake_layout, bake_per_layer, bake_into)  # type: ignore[arg-type]
     conversion = _with_tables(conversion, request, checkpoint.path or Path())
-    others = disagreements(conversion, wanted_runtimes)
-    refuse_ignored(others if (carrier == "longrope" or forced) and wanted_runtimes else ())
+    others = agreement.disagreements(conversion, wanted_runtimes)
+    agreement.refuse_ignored(others if (carrier == "longrope" or forced) and wanted_runtimes else ())
     if dry_run:
-        files, new_bytes = writer.survey(conversion, output, weights)  # type: ignore[arg-type]
-        if as_json:
-            terminal.emit_json(conversion_to_json(conversion, None, others))
-        else:
-            show_plan(conversion, new_bytes, files)
-            _note(forced, quiet=quiet)
-            show_disagreements(others, quiet=quiet)
-        return
-    if output is None:
-        receipt = writer.rewrite_in_place(conversion, force=force)
+        _show_plan(conversion, others, deed, weights, forced)
     else:
-        receipt = writer.write(conversion, output, weights=weights, force=force)  # type: ignore[arg-type]
-    if as_json:
+        _write(conversion, others, deed, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Deed:
+    """Where the result goes, and how it is told."""
+
+    output: Path | None
+    in_place: bool
+    dry_run: bool
+    force: bool
+    as_json: bool
+    quiet: bool
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is said besides the result."""
+        return self.quiet or self.as_json
+
+
+def _refuse_contradictions(deed: _Deed, calibration: str | None, rope_type: str | None, emit: str | None) -> None:
+    """There is one thing to write, and one place for it. Raises BadUsage."""
+    if (calibration is None) == (rope_type is None):
+        raise BadUsage("give one of --from and --rope-type", hint="for example --from calibration.json")
+    if deed.in_place and deed.output is not None:
+        raise BadUsage("give one of --output and --in-place")
+    if deed.output is None and not deed.dry_run and not deed.in_place and emit is None:
+        raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
+
+
+def _show_plan(
+    conversion: "Conversion", others: Sequence["Disagreement"], deed: _Deed, weights: str, forced: str
+) -> None:
+    from ropecli import writer  # noqa: PLC0415
+
+    if deed.in_place:
+        files, most_bytes = 0, writer.survey_in_place(conversion, force=deed.force)
+    else:
+        files, most_bytes = writer.survey(conversion, deed.output, weights)  # type: ignore[arg-type]
+    if deed.as_json:
+        terminal.emit_json(conversion_to_json(conversion, None, others))
+        return
+    show_plan(conversion, most_bytes, files)
+    _note(forced, quiet=deed.quiet)
+    show_disagreements(others, quiet=deed.quiet)
+
+
+def _write(conversion: "Conversion", others: Sequence["Disagreement"], deed: _Deed, weights: str) -> None:
+    from ropecli import writer  # noqa: PLC0415
+
+    if deed.output is None:
+        receipt = writer.rewrite_in_place(conversion, force=deed.force)
+    else:
+        receipt = writer.write(conversion, deed.output, weights=weights, force=deed.force)  # type: ignore[arg-type]
+    if deed.as_json:
         terminal.emit_json(conversion_to_json(conversion, receipt, others))
-    show_receipt(conversion, receipt, quiet=quiet or as_json)
-    show_disagreements(others, quiet=quiet or as_json)
+    show_receipt(conversion, receipt, quiet=deed.silent)
+    show_disagreements(others, quiet=deed.silent)
 
 
 def _note(text: str, *, quiet: bool) -> None:
@@ -292,30 +340,21 @@ def _idle_for_gguf(given: list[str]) -> str:
     return f"{' and '.join(given)} changes nothing here: a GGUF is one file, written whole, with keys of its own"
 
 
-def _convert_gguf(
-    checkpoint: Checkpoint,
-    intent: dict[str, RopeSpec],
-    output: Path | None,
-    *,
-    dry_run: bool,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def _convert_gguf(checkpoint: Checkpoint, intent: dict[str, RopeSpec], deed: _Deed) -> None:
     from ropecli.gguf_writer import plan_gguf, size_of, write_gguf  # noqa: PLC0415
 
     conversion = plan_gguf(checkpoint, intent)
-    if dry_run or output is None:
-        size = size_of(conversion)
-        if as_json:
+    if deed.dry_run or deed.output is None:
+        size = size_of(conversion, deed.output)
+        if deed.as_json:
             terminal.emit_json(gguf_to_json(conversion, None, size))
         else:
             show_gguf_plan(conversion, size)
         return
-    receipt = write_gguf(conversion, output, force=force)
-    if as_json:
+    receipt = write_gguf(conversion, deed.output, force=deed.force)
+    if deed.as_json:
         terminal.emit_json(gguf_to_json(conversion, receipt, receipt.new_bytes))
-    show_gguf_receipt(conversion, receipt, quiet=quiet or as_json)
+    show_gguf_receipt(conversion, receipt, quiet=deed.silent)
 
 
 def _runtimes(text: str | None) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """`ropecli evaluate`: parse, call, render."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +24,7 @@ from ropecli.render.evaluation import (
 from ropecli.staging import write_whole
 
 if TYPE_CHECKING:
+    from calibrate.corpus import Source
     from calibrate.evaluation import Request, Row
     from calibrate.passkey import PasskeyRow
 
@@ -126,7 +128,7 @@ def evaluate_command(
         outputs.check_outputs({"--plot": plot, "--report": report}, force=force)
     if trust_remote_code:
         loading.name_remote_code(models)
-    sources: list[Any] = []
+    sources: list[Source] = []
     with terminal.data_only(), loading.ranks(tensor_parallel, data or (), None):
         from calibrate import evaluation  # noqa: PLC0415 - torch takes seconds
         from calibrate.model import Settings  # noqa: PLC0415
@@ -137,14 +139,14 @@ def evaluate_command(
             lengths=() if lengths is None else options.lengths(lengths, "--lengths"),
             methods=() if methods is None else options.names(methods, "--methods"),
             factor=factor,
-            original_length=None if original_length is None else options.length(original_length, "--original-length"),
+            original_length=options.optional_length(original_length, "--original-length"),
             documents=documents,
             windows=windows,
             text_field=text_field,
-            window=None if window is None else options.length(window, "--window"),
+            window=options.optional_length(window, "--window"),
             by_position=window is not None or plot is not None or (report is not None and protocol == "full"),
             protocol=protocol,
-            stride=None if stride is None else options.length(stride, "--stride"),
+            stride=options.optional_length(stride, "--stride"),
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code, tensor_parallel),
         )
         if passkey:
@@ -174,15 +176,17 @@ def evaluate_command(
         plot_loss_by_position(curves(rows), plot, rows[0].original_length)
         terminal.say(f"wrote {plot}", quiet=quiet)
     if report is not None:
-        from calibrate.run import versions  # noqa: PLC0415
-        from ropecli.report.evaluation import evaluation_page  # noqa: PLC0415 - only for a report
-
-        lines = [row_to_json(row) for row in rows]
-        checkpoints = [checkpoint_to_json(read_checkpoint(model)) for model in models]
-        data_files = [asdict(source) for source in sources]
-        page = evaluation_page(lines, checkpoints, data_files, versions(), outputs.command_line(context))
-        write_whole(page, report, force=force)
+        write_whole(_page(rows, models, sources, outputs.command_line(context)), report, force=force)
         terminal.say(f"wrote {report}", quiet=quiet)
+
+
+def _page(rows: Sequence["Row"], models: Sequence[str], sources: Sequence["Source"], command: str) -> str:
+    from calibrate.run import versions  # noqa: PLC0415 - torch takes seconds
+    from ropecli.report.evaluation import evaluation_page  # noqa: PLC0415 - only for a report
+
+    lines = [row_to_json(row) for row in rows]
+    checkpoints = [checkpoint_to_json(read_checkpoint(model)) for model in models]
+    return evaluation_page(lines, checkpoints, [asdict(source) for source in sources], versions(), command)
 
 
 def _measured(row: "Row | PasskeyRow") -> str:

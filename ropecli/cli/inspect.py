@@ -57,9 +57,7 @@ def inspect_command(
     if plot is not None:
         if len(models) > 1:
             raise BadUsage("one figure shows one checkpoint", where="--plot")
-        if plot.suffix.lower() not in (".png", ".svg"):
-            raise BadUsage("a figure is a .png or .svg file", where=str(plot), hint="name it FILE.svg")
-        outputs.check_output_file(plot, force=force)
+        outputs.check_outputs({"--plot": plot}, force=force)
     status = 0
     for model in models:
         try:

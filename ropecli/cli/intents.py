@@ -9,11 +9,11 @@ from ropecli.errors import BadUsage
 from ropecli.render import terminal
 from ropecli.spec import LARGEST, SMALLEST, RopeSpec
 
-LONGEST_SERVED = 2**30
-"""Tokens: a length beyond a thousand million is a length that was given for a factor, or a slip of the finger."""
-
 if TYPE_CHECKING:
     from calibrate.calibration import Calibrated
+
+LONGEST_SERVED = 2**30
+"""Tokens: a length beyond a thousand million is a length that was given for a factor, or a slip of the finger."""
 
 
 def by_hand(
@@ -29,8 +29,8 @@ def by_hand(
     """The rotary embeddings that the options describe, by layer type."""
     from ropecli.conversion import chosen_layers, extended, scaling_by_hand  # noqa: PLC0415
 
-    original = None if original_length is None else options.length(original_length, "--original-length")
-    target = None if target_length is None else options.length(target_length, "--target-length")
+    original = options.optional_length(original_length, "--original-length")
+    target = options.optional_length(target_length, "--target-length")
     if target is not None and factor is not None:
         raise BadUsage("give one of --factor and --target-length")
     if rope_theta is not None and not SMALLEST <= rope_theta <= LARGEST:

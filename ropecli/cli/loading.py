@@ -4,20 +4,19 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ropecli.checkpoint import read_checkpoint
-from ropecli.errors import BadUsage
+from ropecli.errors import BadUsage, printable
 from ropecli.render import terminal
 
-if TYPE_CHECKING:
-    pass
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells each process that it starts; `calibrate.parallel` goes by the same, and takes seconds to load."""
 
 
 def speaks() -> bool:
     """Whether this is the one process of a torchrun that talks and writes; a process without a torchrun is."""
-    started_by_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
-    return not started_by_torchrun or int(os.environ["RANK"]) == 0
+    return not all(name in os.environ for name in LAUNCHED) or int(os.environ["RANK"]) == 0
 
 
 @contextmanager
@@ -58,7 +57,7 @@ def quiet_libraries(*, verbose: bool) -> None:
 
     def escaped(*details: Any, **more: Any) -> logging.LogRecord:
         made = record(*details, **more)
-        made.msg, made.args = "\n".join(map(terminal.printable, made.getMessage().split("\n"))), ()
+        made.msg, made.args = "\n".join(map(printable, made.getMessage().split("\n"))), ()
         return made
 
     logging.setLogRecordFactory(escaped)

@@ -5,17 +5,13 @@ import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from ropecli.errors import BadUsage, NoResource, OutputExists
 
-if TYPE_CHECKING:
-    pass
 
-
-def check_output_file(output: Path, *, force: bool) -> None:
+def _check_output_file(output: Path, *, force: bool) -> None:
     """Refuse a file that cannot be written, or is there already. Raises BadUsage, OutputExists and NoResource."""
     if not output.parent.is_dir():
         raise BadUsage("the folder to write into does not exist", where=str(output.parent))
@@ -30,13 +26,17 @@ def check_output_file(output: Path, *, force: bool) -> None:
 
 
 def check_outputs(files: Mapping[str, Path | None], *, force: bool) -> None:
-    """What can be known of the files to write before anything is computed for them; keys are their options."""
+    """Refuse files that cannot be written, or that this option does not write; keys are the options, None not given.
+
+    Raises BadUsage, OutputExists and NoResource.
+    """
     wanted = {option: path for option, path in files.items() if path is not None}
     for option, path in wanted.items():
-        check_output_file(path, force=force)
+        _check_output_file(path, force=force)
         suffix = path.suffix.lower()
         if option == "--plot" and suffix not in {".png", ".svg"}:
-            raise BadUsage(f"a figure is a .png or .svg file, found {suffix or 'no suffix'}", where=str(path))
+            problem = f"a figure is a .png or .svg file, found {suffix or 'no suffix'}"
+            raise BadUsage(problem, where=str(path), hint="name it FILE.svg")
         if option == "--report" and suffix not in {".html", ".htm"}:
             raise BadUsage(f"a report is an .html file, found {suffix or 'no suffix'}", where=str(path))
         if option in {"--plot", "--report"} and find_spec("matplotlib") is None:

@@ -7,7 +7,7 @@ outwards; `yarn` multiplies cos and sin by (0.1·ln s + 1) · `attn_factor`, eve
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ropecli.dialects.gguf_archs import (
@@ -36,6 +36,7 @@ from ropecli.spec import (
     Scaling,
     Yarn,
     default_attention_factor,
+    mscale_ratio,
 )
 
 TENSORS: Mapping[str, str] = {
@@ -86,12 +87,12 @@ def read(metadata: Mapping[str, Any], divisors: Divisors) -> tuple[LayerRope, ..
     full = _layer_rope(_Keys(metadata, arch), divisors, "full_attention", layers - sum(flags), sliding=False)
     if not any(flags):
         every = UNROTATED_EVERY.get(arch, layers + 1)
-        return (_renamed(full, "default", layers - layers // every),)
+        return (replace(full, name="default", layers=layers - layers // every),)
     sliding = _layer_rope(_Keys(metadata, arch), divisors, "sliding_attention", sum(flags), sliding=True)
     if not SLIDING[arch].full_rotates:
         return (sliding,)
     if sliding.spec == full.spec:
-        return (_renamed(full, "default", layers),)
+        return (replace(full, name="default", layers=layers),)
     return (sliding,) if all(flags) else (full, sliding)
 
 
@@ -105,10 +106,6 @@ def notes(metadata: Mapping[str, Any], tensors: Collection[str]) -> tuple[str, .
     elif "rope_freqs.weight" in tensors and arch not in FREQS_USED:
         found.append(f"llama.cpp does not load a model of architecture {arch} that has the tensor rope_freqs.weight")
     return tuple(found)
-
-
-def _renamed(rope: LayerRope, name: str, layers: int) -> LayerRope:
-    return LayerRope(name, layers, rope.spec, rope.sources, rope.mrope_section, rope.mla, rope.sliding_window)
 
 
 class _Keys(Params):
@@ -325,8 +322,7 @@ def _yarn(keys: _Keys, factor: float, attn_factor: float) -> Yarn:
         # 1e-4: the key is a float32 tenth, so that 1 comes back as 1.0000000149.
         mscale_all_dim = multiplier * scale
         mscale = mscale_all_dim if keys.arch == "deepseek2" and abs(mscale_all_dim - 1) > 1e-4 else 1.0
-        bottom = default_attention_factor(factor, 0.1 * mscale_all_dim)
-        magnitude = default_attention_factor(factor, 0.1 * mscale) / bottom
+        magnitude = mscale_ratio(factor, mscale, mscale_all_dim)
         why = f"ratio by {keys.sources.pop('mscale_all_dim')}"
     joined = keys.sources["attention_factor"]
     keys.sources["attention_factor"] = why if joined == "default of llama.cpp" else f"{why} · {joined}"

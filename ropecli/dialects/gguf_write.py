@@ -16,7 +16,14 @@ from ropecli.dialects import gguf
 from ropecli.dialects.gguf_archs import BETAS_READ, FREQS_USED, SLIDING
 from ropecli.dialects.portable import whole_corners, written_theta
 from ropecli.errors import BadUsage
-from ropecli.frequencies import base_frequencies, frequencies, snapped_betas, yarn_corners
+from ropecli.frequencies import (
+    base_frequencies,
+    divisors,
+    frequencies,
+    largest_difference,
+    snapped_betas,
+    yarn_corners,
+)
 from ropecli.spec import (
     Dynamic,
     LayerRope,
@@ -218,9 +225,7 @@ def _yarn(arch: str, spec: RopeSpec, yarn: Yarn) -> dict[str, Value]:
 
 def _divisors(spec: RopeSpec, length: int, widest: int) -> tuple[float, ...]:
     """base_d / target_d for each pair, then ones up to the width that the loader expects."""
-    base = base_frequencies(spec.rope_theta, spec.rotary_dim)
-    target = frequencies(spec, length).inv_freq
-    values = tuple(_float32(plain / scaled) for plain, scaled in zip(base, target, strict=True))
+    values = tuple(map(_float32, divisors(spec, length)))
     return values + (1.0,) * (widest - len(values))
 
 
@@ -263,10 +268,8 @@ def _same(found: RopeSpec, wanted: RopeSpec) -> bool:
     """Whether two embeddings are the same numbers, within the original length and beyond it."""
     for length in (wanted.original_length, wanted.max_length):
         here, there = frequencies(found, length), frequencies(wanted, length)
-        if len(here.inv_freq) != len(there.inv_freq):
-            return False
-        off = (abs(a - b) > TOLERANCE * max(a, b) for a, b in zip(here.inv_freq, there.inv_freq, strict=True))
-        if any(off) or abs(here.attention_factor - there.attention_factor) > 1e-6 * there.attention_factor:
+        hotter = abs(here.attention_factor - there.attention_factor)
+        if largest_difference(here, there) > TOLERANCE or hotter > 1e-6 * there.attention_factor:
             return False
     return True
 

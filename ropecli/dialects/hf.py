@@ -47,6 +47,12 @@ def model_type(config: Json) -> str:
     return _name(text) or _name(config)
 
 
+def class_name(config: Json) -> str:
+    """The first name in `architectures`, which is the class that the weights are for; "" where there is none."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
 def read(config: Json) -> tuple[LayerRope, ...]:
     """The rotary embedding of each kind of layer of the language model; empty where it has none.
 

@@ -13,6 +13,9 @@ from ropecli.errors import BadParameter
 
 Json: TypeAlias = Mapping[str, Any]
 
+ORIGINAL = "original_max_position_embeddings"
+"""The key of the original length: beside the other keys of a config, or in its scaling object."""
+
 NAMES: Mapping[str, tuple[str, ...]] = {
     "rope_theta": (
         "rope_theta",
@@ -50,7 +53,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "rope_type": ("rope_type", "type"),
     "factor": ("factor", "scaling_factor"),  # the second: Grok, InternLM-1
-    "original_length": ("original_max_position_embeddings",),
+    "original_length": (ORIGINAL,),
     "mrope_section": ("mrope_section", "xdrope_section"),
 }
 """Canonical name → the keys that mean it. The first that is present and not null wins."""

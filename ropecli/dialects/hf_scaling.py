@@ -21,6 +21,7 @@ from ropecli.spec import (
     Scaling,
     Yarn,
     default_attention_factor,
+    mscale_ratio,
 )
 
 SAME_TYPE: Mapping[str, str] = {
@@ -193,9 +194,7 @@ def _yarn_attention_factor(task: Task, factor: float) -> float:
     top, bottom = reader.in_rope("mscale"), reader.in_rope("mscale_all_dim")
     if top is not None and bottom is not None and top.value and bottom.value:
         reader.sources["attention_factor"] = "(0.1·mscale·ln(factor) + 1) / (0.1·mscale_all_dim·ln(factor) + 1)"
-        return default_attention_factor(factor, 0.1 * number(top)) / default_attention_factor(
-            factor, 0.1 * number(bottom)
-        )
+        return mscale_ratio(factor, number(top), number(bottom))
     slope = TELECHAT_SLOPE if task.kind.value == "telechat3-yarn" else 0.1
     reader.sources["attention_factor"] = f"{slope}·ln(factor) + 1"
     return default_attention_factor(factor, slope)

@@ -9,7 +9,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from ropecli.dialects.hf_keys import NAMES
+from ropecli.dialects.hf_groups import PER_LAYER
+from ropecli.dialects.hf_keys import NAMES, ORIGINAL
 from ropecli.dialects.hf_types import type_facts
 from ropecli.errors import BadUsage
 from ropecli.frequencies import SNAP, ntk_base, ramp_frequencies, snapped_betas, yarn_corners
@@ -31,27 +32,27 @@ from ropecli.spec import (
 )
 
 Schema = Literal["both", "v4", "v5"]
-ORIGINAL = "original_max_position_embeddings"
 KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 """Members of a scaling dict that say how wide or how split the rotation is; they survive every rewrite."""
 
 OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith("_base"))
 """What older model types call the base."""
 
-LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
-"""Keys that hold one value for each layer in models whose layers all differ."""
-
 LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
 """Model types whose class in transformers 5.24 refuses every scaling but longrope; Phi-3's takes yarn for longrope."""
 
-UNSTATED_HEAD = frozenset(("hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mistral", "mixtral"))
-"""Model types whose class in transformers 5.24, or 4.57 as Mistral's, leaves head_dim null, which most scalings then
-multiply by."""
+UNSTATED_HEAD = frozenset(
+    (
+        *("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text"),
+        *("minimax", "ministral", "mistral", "mixtral"),
+    )
+)
+"""Model types whose class in transformers 5.24, or 4.57 as Mistral's, leaves head_dim null where the file has none;
+most scalings then multiply by it."""
 
 TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
     "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
-    "mscale": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
-    "mscale_all_dim": frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"}),
+    **dict.fromkeys(("mscale", "mscale_all_dim"), frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"})),
 }
 """Spellings of YaRN's temperature beside `attention_factor`, which is always written, and who depends on them."""
 
@@ -291,7 +292,7 @@ def layered_changes(
     one `rope_scaling`, which its classes apply to the full-attention layers alone.
     Raises BadUsage for what such a config cannot say.
     """
-    for key in LISTS:
+    for key in PER_LAYER:
         if isinstance(text.get(key), list):
             raise BadUsage("one value for each layer leaves no place for a scaling", where=key)
     for name, spec in intent.items():

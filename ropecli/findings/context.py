@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropecli.dialects import hf
-from ropecli.dialects.hf_keys import NAMES, Json
+from ropecli.dialects.hf_keys import NAMES, ORIGINAL, Json
 from ropecli.dialects.hf_scaling import SAME_TYPE
 from ropecli.dialects.hf_types import TypeFacts, type_facts
 from ropecli.errors import RopeError
@@ -16,7 +16,6 @@ from ropecli.spec import LARGEST, LayerRope
 SCHEMAS = ("rope_scaling", "rope_parameters")
 """Version 4's key and version 5's; transformers 5.23 takes the first of them that is not empty, whole."""
 
-ORIGINAL = "original_max_position_embeddings"
 LONGEST = "max_position_embeddings"
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ropecli.dialects.hf_keys import NAMES
-from ropecli.findings.context import LONGEST, ORIGINAL, SCHEMAS, Block, Context, number, shown
+from ropecli.dialects.hf_keys import NAMES, ORIGINAL
+from ropecli.findings.context import LONGEST, SCHEMAS, Block, Context, number, shown
 from ropecli.findings.rule import Checks, Finding, Rule
 
 ANYWHERE = frozenset(

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from ropecli.findings.context import LONGEST, ORIGINAL, Block, Context, shown
+from ropecli.dialects.hf_keys import ORIGINAL
+from ropecli.findings.context import LONGEST, Block, Context, shown
 from ropecli.findings.rule import Checks, Finding, Rule
 
 DISAGREE = Rule(

@@ -1,4 +1,4 @@
-"""Rules 401 to 411: YaRN's ramp, its two betas, and whether its corners are rounded.
+"""Rules 401 to 412: YaRN's ramp, its two betas, and whether its corners are rounded.
 
 The ramp runs from the pair that turns beta_fast (β) times inside the original length to the one that turns beta_slow
 (α) times. Most runtimes round these two corners outwards to whole pairs, some never do.

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from ropecli.errors import printable
 
 if TYPE_CHECKING:
     from ropecli.findings.context import Context
@@ -11,7 +13,7 @@ Severity = Literal["error", "warning", "info"]
 """error: the config contradicts itself, or readers in common use load it and compute something else, or do not load it.
 warning: transformers 5 does what was meant, named runtimes do not. info: nothing is wrong, but worth knowing."""
 
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 """The gravest first."""
 
 
@@ -60,8 +62,7 @@ class Rule:
 
         Control characters from files are made visible in the message.
         """
-        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        return Finding(self.id, self.severity, printable, effect or self.effect, fix or {})
+        return Finding(self.id, self.severity, printable(message), effect or self.effect, fix or {})
 
 
 Check: TypeAlias = Callable[["Context"], Iterator[Finding]]

@@ -7,9 +7,9 @@ and at keys beside it, and know no `rope_parameters`.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ropecli.dialects.hf_keys import Json
+from ropecli.dialects.hf_keys import ORIGINAL, Json
 from ropecli.findings.bases import stated_bases
-from ropecli.findings.context import ORIGINAL, SCHEMAS, Block, Context, kind_of, layer_entries, shown
+from ropecli.findings.context import SCHEMAS, Block, Context, kind_of, layer_entries, shown
 from ropecli.findings.rule import Checks, Finding, Rule
 from ropecli.spec import LayerRope
 

@@ -10,7 +10,7 @@ from typing import Any
 from ropecli.dialects.portable import mscale_pair
 from ropecli.findings.context import Block, Context
 from ropecli.findings.rule import Checks, Finding, Rule
-from ropecli.spec import default_attention_factor
+from ropecli.spec import default_attention_factor, mscale_ratio
 
 TOLERANCE = 1e-3
 """Two temperatures closer than this, relatively, count as the same: configs round to four digits."""
@@ -153,8 +153,14 @@ def _pair(block: Block) -> float | None:
     top, bottom, factor = block.number("mscale"), block.number("mscale_all_dim"), _factor(block)
     if not top or not bottom or factor is None:
         return None
-    below = default_attention_factor(factor, 0.1 * bottom)
-    return default_attention_factor(factor, 0.1 * top) / below if below else None
+    return _ratio(factor, top, bottom)
+
+
+def _ratio(factor: float, top: float, bottom: float) -> float | None:
+    try:
+        return mscale_ratio(factor, top, bottom)
+    except ZeroDivisionError:
+        return None
 
 
 def _multiplier(block: Block) -> float | None:
@@ -258,8 +264,8 @@ def _read_alike(block: Block) -> bool:
         return False
     values = [block.number(key) for key in ("mscale", "mscale_all_dim", "attn_factor")]
     top, bottom, attn = (d if v is None else v for v, d in zip(values, (1.0, 0.0, 1.0), strict=True))
-    below = default_attention_factor(factor, 0.1 * bottom)
-    return bool(below) and _same(attn * default_attention_factor(factor, 0.1 * top) / below, m)
+    ratio = _ratio(factor, top, bottom)
+    return ratio is not None and _same(attn * ratio, m)
 
 
 def _not_positive(ctx: Context) -> Iterator[Finding]:

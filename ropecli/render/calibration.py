@@ -5,7 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ropecli.render.terminal import console_on, emit, emit_table, plain_table, ppl_text, printable, say, styled
+from ropecli.errors import printable
+from ropecli.render.terminal import console_on, emit, emit_table, plain_table, ppl_text, say, styled
 
 if TYPE_CHECKING:
     from calibrate.calibration import Calibration, Law, Validation

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ropecli.errors import printable
 from ropecli.render.inspection import off_by
-from ropecli.render.terminal import emit, printable, say, short
+from ropecli.render.terminal import emit, say, short
 
 if TYPE_CHECKING:
     from ropecli.agreement import Disagreement

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from ropecli.render.terminal import emit, emit_table, escape, plain_table, ppl_text, printable
+from ropecli.errors import printable
+from ropecli.render.terminal import emit, emit_table, escape, plain_table, ppl_text
 
 if TYPE_CHECKING:
-    from calibrate.evaluation import Row
+    from calibrate.evaluation import Bin, Row
     from calibrate.passkey import PasskeyRow
     from calibrate.statistics import Difference
     from ropecli.checkpoint import Checkpoint
@@ -70,17 +71,18 @@ def checkpoint_to_json(checkpoint: "Checkpoint") -> dict[str, str]:
     return {name: getattr(checkpoint, name) for name in ("source", "model_type", "config_sha256")}
 
 
+def _nats(found: "Row | Bin | PasskeyRow") -> str:
+    """Nats a token, and the standard error where there is one."""
+    return f"{found.nll:.4f}" + ("" if found.standard_error is None else f" ±{found.standard_error:.4f}")
+
+
 def show_positions(rows: Sequence["Row"]) -> None:
     """Loss by position: a line a bin, a column a method, ± one standard error over documents."""
     for model, group in groupby((row for row in rows if row.by_position), key=lambda row: row.model):
         columns = list(group)
         table = plain_table("positions", *(escape(printable(row.method)) for row in columns))
         for parts in zip(*(row.by_position for row in columns), strict=True):
-            losses = (
-                f"{part.nll:.4f}" + ("" if part.standard_error is None else f" ±{part.standard_error:.4f}")
-                for part in parts
-            )
-            table.add_row(f"{parts[0].start:,}–{parts[0].end - 1:,}", *losses)
+            table.add_row(f"{parts[0].start:,}–{parts[0].end - 1:,}", *map(_nats, parts))
         emit(f"{printable(model)}, nats a token by position\n")
         emit_table(table)
 
@@ -114,7 +116,7 @@ def show_passkeys(rows: Sequence["PasskeyRow"]) -> None:
                 f"{row.depth:.0%}",
                 f"{row.found} of {row.trials}",
                 f"{row.low:.0%} to {row.high:.0%}",
-                f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
+                _nats(row),
             ]
             table.add_row(*(escape(printable(cell)) for cell in cells))
         emit(f"{printable(model)}, passkey, lengths in tokens\n")
@@ -135,7 +137,7 @@ def show_rows(rows: Sequence["Row"]) -> None:
             cells = [
                 row.method,
                 f"{row.length:,}",
-                f"{row.nll:.4f}" + ("" if row.standard_error is None else f" ±{row.standard_error:.4f}"),
+                _nats(row),
                 ppl_text(row.nll),
                 *map(ppl_text, (row.within, row.beyond)[: len(parts)]),
                 "" if row.difference is None else f"{row.difference.delta:+.4f} {_reach(row.difference)}",

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ropecli.frequencies import base_frequencies, frequencies
+from ropecli.errors import printable
+from ropecli.frequencies import base_frequencies, divisors
 from ropecli.inspection import Change, Inspection, RuntimeRow, baked_to_json
-from ropecli.render.terminal import emit_json, emit_table, escape, finding_lines, plain_table, printable, say
+from ropecli.render.terminal import emit_json, emit_table, escape, finding_lines, plain_table, say
 from ropecli.spec import LayerRope
 
 
@@ -22,8 +23,7 @@ def _regions(rope: LayerRope) -> Iterator[tuple[str, str]]:
     """Neighbouring pairs that the scaling treats alike, with their wavelengths in tokens."""
     spec = rope.spec
     base = base_frequencies(spec.rope_theta, spec.rotary_dim)
-    now = frequencies(spec, spec.max_length).inv_freq
-    ratios = [b / w if w else math.inf for b, w in zip(base, now, strict=True)]
+    ratios = divisors(spec, spec.max_length)
 
     def kind(ratio: float) -> str:
         if ratio == math.inf:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ropecli.errors import NoResource, RopeError
+from ropecli.errors import NoResource, RopeError, printable
 from ropecli.findings import Finding
 from ropecli.inspection import finding_to_json
 
@@ -77,11 +77,6 @@ def console_on(stream: TextIO) -> "Console":
     )
 
 
-def printable(text: str) -> str:
-    """Text from a file with its control characters made visible."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def emit(text: str) -> None:
     """Write a result to standard output. Raises ReaderGone, and NoResource where the disk behind it is full."""
     try:
@@ -117,11 +112,9 @@ def _without_infinities(data: Any) -> Any:
 
 def emit_table(table: "Table") -> None:
     """A table on standard output: as wide as the terminal there, uncut elsewhere."""
-    from rich.console import Console  # noqa: PLC0415
-
-    stream = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, emoji=False)
-    with stream.capture() as captured:
-        stream.print(table)
+    console = console_on(sys.stdout)
+    with console.capture() as captured:
+        console.print(table)
     emit("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 

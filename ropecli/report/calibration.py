@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.errors import BadCalibration, BadParameter
 from ropecli.frequencies import frequencies, yarn_corners
 from ropecli.plots import method_look
@@ -31,8 +32,6 @@ from ropecli.report.page import (
     whole_page,
 )
 from ropecli.spec import RopeSpec, Yarn, scaling_from_json
-
-ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, groupby
 from typing import Any
 
+from ropecli.errors import printable
 from ropecli.plots import METHOD_STROKES, method_look
-from ropecli.render.terminal import printable
 from ropecli.report import figures
 from ropecli.report.figures import NAMES, Line, tokens_text
 from ropecli.report.page import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-from ropecli.frequencies import base_frequencies, corner, frequencies, yarn_corners
+from ropecli.frequencies import corner, divisors, frequencies, yarn_corners
 from ropecli.plots import THEME, method_look
 from ropecli.spec import RopeSpec, Yarn, default_attention_factor
 
@@ -174,21 +174,18 @@ def change_by_position(lines: Sequence[Line], length: int, original: int) -> Dra
 
 def ramp(default: RopeSpec, result: RopeSpec) -> Draw:
     """What each pair's frequency is divided by, default against result; above, the turns that it makes inside L."""
-    base = base_frequencies(result.rope_theta, result.rotary_dim)
 
     def draw(axes: Any) -> None:
         axes.grid(axis="y")
         for row, (name, spec) in enumerate((("yarn", default), ("result", result))):
-            scaled = frequencies(spec, spec.max_length)
-            divisors = [w / changed for w, changed in zip(base, scaled.inv_freq, strict=True)]
-            look = method_look(name)
-            axes.plot(range(len(divisors)), divisors, linewidth=1.6, markersize=4, **look)
+            look, m = method_look(name), frequencies(spec, spec.max_length).attention_factor
+            axes.plot(range(spec.pairs), divisors(spec, spec.max_length), linewidth=1.6, markersize=4, **look)
             words = NAMES[name]
             if isinstance(spec.scaling, Yarn):
                 low, high = yarn_corners(spec, spec.scaling)
-                words += f": ramp {low:.3g} to {high:.3g}, m {scaled.attention_factor:.3f}"
+                words += f": ramp {low:.3g} to {high:.3g}, m {m:.3f}"
             else:
-                words += f": m {scaled.attention_factor:.3f}"
+                words += f": m {m:.3f}"
             axes.text(0.02, 0.97 - 0.08 * row, words, transform=axes.transAxes, color=look["color"], va="top")
         axes.set_ylim(0.9, max(axes.get_ylim()[1], 1.28 * result.scaling.factor))
         axes.set_xlim(-0.5, result.pairs - 0.5)

@@ -6,8 +6,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from ropecli.errors import printable
 from ropecli.plots import THEME, page_svg
-from ropecli.render.terminal import printable
 from ropecli.report.figures import Draw, signed
 
 SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif'

@@ -5,13 +5,13 @@ Source: turboderp-org/exllamav2 da07facd (2025-12-09), `config.py`, `rope.py`, `
 
 import math
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.runtimes.formulas import divided, index_ramp, linear, longrope_magnitude, plain, rotation_ramp, unscaled
 from ropecli.runtimes.keys import block, ignored, length, local_layer, max_positions, number, numbers, rope_type
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.transformers4 import rope_parameters_unread
 from ropecli.spec import RopeSpec
 
-_ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("max_sequence_length", "model_max_length", "max_position_embeddings", "max_seq_len", "n_positions")
 
 
@@ -42,7 +42,7 @@ def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Compu
             computed = linear(base, number(scaling, "factor")), 1.0, ()
         case "llama3":
             low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
-            original = length(scaling, _ORIGINAL)
+            original = length(scaling, ORIGINAL)
             computed = rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
         case "su" | "longrope":
             computed = _longrope(config, scaling, base, longest)
@@ -56,8 +56,8 @@ def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Compu
 
 
 def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> Computed:
-    factor, original = number(scaling, "factor"), length(scaling, _ORIGINAL)
-    notes = ignored(scaling, "factor", _ORIGINAL)
+    factor, original = number(scaling, "factor"), length(scaling, ORIGINAL)
+    notes = ignored(scaling, "factor", ORIGINAL)
     if longest <= original:
         return plain(base), 1.0, (*notes, f"yarn is off: {longest} tokens are not more than the original {original}")
     inv_freq = index_ramp(base, factor, longest, truncate=True)
@@ -65,11 +65,11 @@ def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> Computed:
 
 
 def _longrope(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
-    if _ORIGINAL not in config:
-        raise Refused(f"longrope needs a top-level {_ORIGINAL}")
-    original = length(config, _ORIGINAL)
+    if ORIGINAL not in config:
+        raise Refused(f"longrope needs a top-level {ORIGINAL}")
+    original = length(config, ORIGINAL)
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
-    notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor")
+    notes = ignored(scaling, ORIGINAL, "short_factor", "long_factor")
     if short != long:
         notes += (f"long_factor at every length where -l is above {original}, else short_factor",)
     return divided(base, long if longest > original else short), longrope_magnitude(longest / original, original), notes

@@ -3,12 +3,12 @@
 Source: turboderp-org/exllamav3 4f8ad012 (2026-08-08), `util/rope.py`, `model/config.py`, `architecture/`.
 """
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.runtimes.formulas import (
     divided,
     index_ramp,
     linear,
     longrope_magnitude,
-    magnitude,
     pair_magnitude,
     plain,
     proportional,
@@ -28,11 +28,10 @@ from ropecli.runtimes.keys import (
     rope_type,
 )
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
-from ropecli.spec import RopeSpec
+from ropecli.spec import RopeSpec, default_attention_factor
 
-_ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("max_position_embeddings",)
-_YARN = (_ORIGINAL, "factor", "attention_factor", "beta_fast", "beta_slow", "truncate", "llama_4_scaling_beta")
+_YARN = (ORIGINAL, "factor", "attention_factor", "beta_fast", "beta_slow", "truncate", "llama_4_scaling_beta")
 _BY_LAYER = {"laguna", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
 _MSCALE_RATIO = {"DeepseekV3ForCausalLM"}
 
@@ -81,7 +80,7 @@ def _compute(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
             computed = linear(base, number(scaling, "factor", 1.0)), 1.0, ()
         case "llama3":
             low, high = number(scaling, "low_freq_factor", 1.0), number(scaling, "high_freq_factor", 4.0)
-            original = length(scaling, _ORIGINAL, 8192)
+            original = length(scaling, ORIGINAL, 8192)
             computed = rotation_ramp(base, number(scaling, "factor", 8.0), original, low, high), 1.0, ()
         case "yarn":
             computed = _yarn(request, scaling, base)
@@ -96,16 +95,16 @@ def _yarn(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
     longest = length(request.config, "max_position_embeddings")
     ratio = request.architecture in _MSCALE_RATIO
     notes = ignored(scaling, *_YARN, *(("mscale", "mscale_all_dim") if ratio else ()))
-    if scaling.get(_ORIGINAL) is None:
+    if scaling.get(ORIGINAL) is None:
         original, factor = longest, number(scaling, "factor")
     else:
-        original = length(scaling, _ORIGINAL)
+        original = length(scaling, ORIGINAL)
         factor = longest / original
         if optional(scaling, "factor") not in {None, factor}:
             notes += (f"factor ignored: max_position_embeddings / original = {factor:g} is used",)
     given = optional(scaling, "attention_factor")
     if given is None:
-        superseded = 1.0 if scaling.get("llama_4_scaling_beta") else magnitude(factor)
+        superseded = 1.0 if scaling.get("llama_4_scaling_beta") else default_attention_factor(factor)
         both = ratio and scaling.get("mscale") and scaling.get("mscale_all_dim")
         given = pair_magnitude(factor, scaling) if both else superseded
     fast, slow = number(scaling, "beta_fast", 32.0), number(scaling, "beta_slow", 1.0)
@@ -114,9 +113,9 @@ def _yarn(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
 
 def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
     longest = length(request.config, "max_position_embeddings")
-    original = length(scaling if _ORIGINAL in scaling else request.config, _ORIGINAL)
+    original = length(scaling if ORIGINAL in scaling else request.config, ORIGINAL)
     used = numbers(scaling, "long_factor" if longest > original else "short_factor")
-    notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor")
+    notes = ignored(scaling, ORIGINAL, "short_factor", "long_factor")
     if scaling.get("short_factor") != scaling.get("long_factor"):
         notes += (f"long_factor at every length where the configured one is above {original}, else short_factor",)
     return divided(base, used), longrope_magnitude(longest / original, original), notes

@@ -21,6 +21,7 @@ from ropecli.spec import (
     Scaling,
     Yarn,
     default_attention_factor,
+    mscale_ratio,
 )
 
 
@@ -73,23 +74,17 @@ def divided(base: RopeSpec, divisors: Sequence[float]) -> tuple[float, ...]:
     return scaled(base, Longrope(1.0, factors, factors, 1.0, 1.0))
 
 
-def magnitude(factor: float, mscale: float = 1.0) -> float:
-    """0.1·mscale·ln s + 1, and 1 where s ≤ 1 (jquesnelle/yarn `get_mscale`, with DeepSeek's mscale)."""
-    return default_attention_factor(factor, 0.1 * mscale)
-
-
 def pair_magnitude(factor: float, parameters: Keys) -> float:
     """transformers' rule: the ratio of `mscale` and `mscale_all_dim` where both are truthy, else the default."""
     top, bottom = optional(parameters, "mscale"), optional(parameters, "mscale_all_dim")
     if top and bottom:
-        return magnitude(factor, top) / magnitude(factor, bottom)
-    return magnitude(factor)
+        return mscale_ratio(factor, top, bottom)
+    return default_attention_factor(factor)
 
 
 def each_magnitude(factor: float, parameters: Keys) -> float:
     """DeepSeek's rule: the ratio of `mscale` (1 where missing) and `mscale_all_dim` (0 where missing)."""
-    top, bottom = number(parameters, "mscale", 1.0), number(parameters, "mscale_all_dim", 0.0)
-    return magnitude(factor, top) / magnitude(factor, bottom)
+    return mscale_ratio(factor, number(parameters, "mscale", 1.0), number(parameters, "mscale_all_dim", 0.0))
 
 
 def longrope_magnitude(factor: float, original: int) -> float:

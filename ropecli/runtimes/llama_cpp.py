@@ -7,6 +7,7 @@ Source: ngxson/llama.cpp 3f545bec (2026-08-22), `conversion/base.py` and its mod
 from dataclasses import replace
 
 from ropecli.dialects.gguf_archs import LOG_MULTIPLIER, SLIDING
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.dialects.portable import portable_yarn, written_theta
 from ropecli.frequencies import frequencies, ramp_frequencies, yarn_corners
 from ropecli.runtimes.comparison import compare
@@ -14,7 +15,6 @@ from ropecli.runtimes.formulas import (
     divided,
     linear,
     longrope_magnitude,
-    magnitude,
     ntk,
     plain,
     proportional,
@@ -35,9 +35,8 @@ from ropecli.runtimes.keys import (
 from ropecli.runtimes.llama_cpp_archs import ARCHITECTURES
 from ropecli.runtimes.reading import Computed, Keys, Reading, Request, Runtime
 from ropecli.runtimes.serving import Serving, must_not_be_latent, refused
-from ropecli.spec import Dynamic, LayerRope, Linear, Ntk, Plain, RopeSpec, Yarn
+from ropecli.spec import Dynamic, LayerRope, Linear, Ntk, Plain, RopeSpec, Yarn, default_attention_factor, mscale_ratio
 
-_ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length", "model_max_length")
 _THETAS = (
     *("global_rope_theta", "rope_global_theta", "rope_theta_global"),
@@ -83,8 +82,8 @@ def _parameters(request: Request) -> Keys:
         return full
     if "rope_type" not in whole and "type" in whole:
         whole["rope_type"] = whole["type"]
-    if request.config.get(_ORIGINAL) is not None:
-        whole.setdefault(_ORIGINAL, request.config[_ORIGINAL])
+    if request.config.get(ORIGINAL) is not None:
+        whole.setdefault(ORIGINAL, request.config[ORIGINAL])
     return whole
 
 
@@ -114,7 +113,7 @@ def _compute(request: Request, parameters: Keys, base: RopeSpec, longest: int) -
             computed = _yarn(request, parameters, base, factor)
         case "llama3" if request.architecture in LLAMA3_ARCHITECTURES:
             low, high = number(parameters, "low_freq_factor", 1.0), number(parameters, "high_freq_factor", 4.0)
-            original = length(parameters, _ORIGINAL, 8192)
+            original = length(parameters, ORIGINAL, 8192)
             computed = rotation_ramp(base, number(parameters, "factor", 8.0), original, low, high), 1.0, ()
         case "longrope" | "su" if request.architecture in _PHI3 | _MINICPM:
             computed = _longrope(request, parameters, base, longest)
@@ -141,22 +140,22 @@ def _yarn(request: Request, parameters: Keys, base: RopeSpec, factor: float) -> 
     for name in ("attention_factor", "attn_factor"):
         if parameters.get(name) is not None:
             notes.append(f"{name} written to the GGUF, overwritten when it loads")
-    attention_factor = magnitude(factor)
+    attention_factor = default_attention_factor(factor)
     all_dim = optional(parameters, "mscale_all_dim")
     if all_dim and (read or request.rope.mla):
-        attention_factor = magnitude(factor) / magnitude(factor, all_dim) if read else 1.0
+        attention_factor = mscale_ratio(factor, 1.0, all_dim) if read else 1.0
     else:
         notes += [f"{name} not converted" for name in ("mscale", "mscale_all_dim") if name in parameters]
     if "truncate" in parameters:
         notes.append("truncate not converted")
-    spec = replace(base, original_length=length(parameters, _ORIGINAL))
+    spec = replace(base, original_length=length(parameters, ORIGINAL))
     low, high = yarn_corners(spec, Yarn(factor, 1.0, fast, slow))
     return ramp_frequencies(spec, factor, low, max(low, high)), attention_factor, tuple(notes)
 
 
 def _longrope(request: Request, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     """Two tensors of divisors; the long one for a context above the original length, whatever the sequence."""
-    original = length(parameters, _ORIGINAL, longest)
+    original = length(parameters, ORIGINAL, longest)
     short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
     temperature = longrope_magnitude(longest / original, original) if request.architecture in _PHI3 else 1.0
     notes = () if short == long else (f"long_factor at every length where the context is above {original}",)
@@ -187,7 +186,7 @@ def flags(serving: Serving) -> tuple[str, ...]:
     if serving.layered and attn_factor != 1:
         raise refused(
             "llama.cpp would apply the attention factor to the sliding-window layers, too",
-            f"use --attention-factor {magnitude(rope.spec.scaling.factor):.10g}",
+            f"use --attention-factor {default_attention_factor(rope.spec.scaling.factor):.10g}",
         )
     pairs = _overrides(serving, arch, rope.spec, attn_factor)
     return (*words, "--override-kv", ",".join(pairs), "-c", str(serving.length))
@@ -218,7 +217,7 @@ def _scaling_flags(spec: RopeSpec) -> tuple[tuple[str, ...], float]:
         case Linear():
             return ("--rope-scaling", "linear", "--rope-scale", repr(float(scaling.factor))), 1.0
         case Yarn():
-            return _yarn_flags(spec, scaling), scaling.attention_factor / magnitude(scaling.factor)
+            return _yarn_flags(spec, scaling), scaling.attention_factor / default_attention_factor(scaling.factor)
         case Dynamic():
             raise refused("llama.cpp has one base for all lengths", "use --rope-type ntk")
         case _:

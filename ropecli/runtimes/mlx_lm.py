@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.dialects.portable import OTHER_BASES
 from ropecli.runtimes.formulas import (
     divided,
@@ -47,8 +48,7 @@ from ropecli.runtimes.serving import (
 )
 from ropecli.spec import LayerRope, Longrope, RopeSpec
 
-_ORIGINAL = "original_max_position_embeddings"
-_YARN = ("factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_YARN = ("factor", ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 UNSCALED = {
     *("Klear", "baichuan_m1", "cohere", "cohere2", "dbrx", "deepseek", "gemma", "gemma2", "gemma3n", "glm", "glm4"),
@@ -224,8 +224,8 @@ def _phi3(request: Request, scaling: Keys) -> Keys:
     kind = rope_type(scaling, "type")
     if kind not in {"longrope", "su", "linear"}:
         return {}
-    original = length(request.config, _ORIGINAL, 4096)
-    return {**scaling, "type": "linear" if kind == "linear" else "longrope", _ORIGINAL: original}
+    original = length(request.config, ORIGINAL, 4096)
+    return {**scaling, "type": "linear" if kind == "linear" else "longrope", ORIGINAL: original}
 
 
 def _compute(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
@@ -245,7 +245,7 @@ def _compute(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
             computed = plain(base), 1.0, notes
         case "llama3":
             low, high = number(scaling, "low_freq_factor", 1.0), number(scaling, "high_freq_factor", 4.0)
-            original = length(scaling, _ORIGINAL, 8192)
+            original = length(scaling, ORIGINAL, 8192)
             computed = rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
         case "yarn" | "deepseek_yarn" | "telechat3-yarn":
             computed = _yarn(scaling, base)
@@ -262,17 +262,17 @@ def _compute(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
 def _yarn(scaling: Keys, base: RopeSpec) -> Computed:
     factor = number(scaling, "factor")
     fast, slow = number(scaling, "beta_fast", 32.0), number(scaling, "beta_slow", 1.0)
-    inv_freq = index_ramp(base, factor, length(scaling, _ORIGINAL, 4096), fast, slow, truncate=True)
+    inv_freq = index_ramp(base, factor, length(scaling, ORIGINAL, 4096), fast, slow, truncate=True)
     notes = ignored(scaling, *_YARN)
-    if _ORIGINAL not in scaling:
+    if ORIGINAL not in scaling:
         notes += ("assumes an original length of 4096",)
     return inv_freq, each_magnitude(factor, scaling), notes
 
 
 def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
-    original, longest = length(scaling, _ORIGINAL), max_positions(request)
+    original, longest = length(scaling, ORIGINAL), max_positions(request)
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
-    notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor")
+    notes = ignored(scaling, ORIGINAL, "short_factor", "long_factor")
     if short != long:
         notes += ("long_factor at every length, short_factor never used",)
     return divided(base, long), longrope_magnitude(longest / original, original), notes
@@ -285,8 +285,8 @@ _NEEDED = {
     "linear": ("factor",),
     "dynamic": ("factor",),
     "yarn": _YARN,
-    "llama3": ("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
-    "longrope": (_ORIGINAL, "short_factor", "long_factor"),
+    "llama3": ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"),
+    "longrope": (ORIGINAL, "short_factor", "long_factor"),
 }
 
 
@@ -325,8 +325,8 @@ def _changes(serving: Serving) -> dict[str, Any]:
         changes[LOCAL_THETAS[0]] = local.rope_theta
     if model in _WHOLE | _INNER_THETA or (model == "qwen3" and changes["rope_scaling"] is None):
         changes["rope_parameters"] = scaling
-    if _ORIGINAL in scaling and (_ORIGINAL in serving.text or model == "phi3"):
-        changes[_ORIGINAL] = scaling[_ORIGINAL]
+    if ORIGINAL in scaling and (ORIGINAL in serving.text or model == "phi3"):
+        changes[ORIGINAL] = scaling[ORIGINAL]
     return changes
 
 
@@ -335,7 +335,7 @@ def _written(serving: Serving, rope: LayerRope) -> dict[str, Any]:
     written = parameters(serving, rope, _NEEDED)
     spec = serving.intent.get(rope.name)
     if spec is not None and isinstance(spec.scaling, Longrope):
-        written[_ORIGINAL] = _carrying(spec.scaling.attention_factor, spec.max_length)[1]
+        written[ORIGINAL] = _carrying(spec.scaling.attention_factor, spec.max_length)[1]
     return {"type": written["rope_type"], **written}
 
 

@@ -3,13 +3,13 @@
 Source: microsoft/onnxruntime-genai a0c04eb1 (2026-08-22), `src/python/py/models/builders/`.
 """
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.frequencies import corner
 from ropecli.runtimes.formulas import (
     divided,
     index_ramp,
     linear,
     longrope_magnitude,
-    magnitude,
     ntk,
     plain,
     rotation_ramp,
@@ -18,9 +18,8 @@ from ropecli.runtimes.formulas import (
 from ropecli.runtimes.keys import ignored, length, local_layer, max_positions, number, numbers
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.standardised import standardised
-from ropecli.spec import RopeSpec
+from ropecli.spec import RopeSpec, default_attention_factor, mscale_ratio
 
-_ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("seq_length", "max_position_embeddings")
 _LLAMA = {"LlamaForCausalLM", "NemotronForCausalLM", "SmolLM3ForCausalLM"}
 _PHI3 = {"Phi3ForCausalLM", "PhiMoEForCausalLM", "Phi3SmallForCausalLM", "Phi3VForCausalLM", "Phi4MMForCausalLM"}
@@ -41,9 +40,9 @@ def rule(request: Request) -> Reading:
 
 def _original(request: Request, parameters: Keys, longest: int) -> int:
     """The top level's original length, else the dict's, else M."""
-    if _ORIGINAL in request.config:
-        return length(request.config, _ORIGINAL)
-    return length(parameters, _ORIGINAL, longest)
+    if ORIGINAL in request.config:
+        return length(request.config, ORIGINAL)
+    return length(parameters, ORIGINAL, longest)
 
 
 def _compute(request: Request, parameters: Keys, base: RopeSpec, longest: int) -> Computed:
@@ -81,7 +80,7 @@ def _yarn(parameters: Keys, base: RopeSpec, original: int) -> Computed:
         raise Refused("its ramp has one value a pair of the whole head, but only a part rotates")
     _assert_inside(base, original, number(parameters, "beta_fast"), slow)
     inv_freq = index_ramp(base, factor, original, number(parameters, "beta_fast"), slow, truncate=False)
-    notes = ignored(parameters, "factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    notes = ignored(parameters, "factor", ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
     return inv_freq, _magnitude(parameters, factor, original), (*notes, "corners are never rounded")
 
 
@@ -96,12 +95,12 @@ def _magnitude(parameters: Keys, factor: float, original: int) -> float:
     """Both mscale keys: their ratio; `mscale` alone: itself; else by type, the factor itself for an unknown one."""
     top, bottom = number(parameters, "mscale", 0.0), number(parameters, "mscale_all_dim", 0.0)
     if top > 0 and bottom > 0:
-        return magnitude(factor, top) / magnitude(factor, bottom)
+        return mscale_ratio(factor, top, bottom)
     if top > 0:
         return top
     if parameters["rope_type"] in {"su", "longrope"}:
         return longrope_magnitude(factor, original)
-    return magnitude(factor) if parameters["rope_type"] == "yarn" else factor
+    return default_attention_factor(factor) if parameters["rope_type"] == "yarn" else factor
 
 
 def _phi3(parameters: Keys, base: RopeSpec, longest: int, original: int) -> Computed:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from ropecli.errors import RopeError
+from ropecli.errors import RopeError, printable
 from ropecli.spec import LayerRope
 
 Keys: TypeAlias = Mapping[str, Any]
@@ -92,5 +92,5 @@ def _stopped(reason: str) -> Reading:
 
 def _legible(note: str) -> str:
     """A note may quote a name from the file: control characters made visible, cut to two lines of a screen."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in note)
+    text = printable(note)
     return text if len(text) <= 160 else f"{text[:159]}…"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ropecli.dialects import hf, portable
-from ropecli.dialects.hf_keys import NAMES
+from ropecli.dialects.hf_keys import NAMES, ORIGINAL
 from ropecli.errors import BadUsage
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.runtimes.comparison import compare
@@ -27,7 +27,7 @@ SPLIT_BY_TRANSFORMERS = {
 when it loads it, so that an override has to go there."""
 
 SCALING_KEYS = {
-    *("rope_type", "type", "rope_theta", "factor", portable.ORIGINAL, "finetuned", "partial_rotary_factor"),
+    *("rope_type", "type", "rope_theta", "factor", ORIGINAL, "finetuned", "partial_rotary_factor"),
     *("beta_fast", "beta_slow", "truncate", "attention_factor", "attn_factor", "mscale", "mscale_all_dim"),
     *("extrapolation_factor", "apply_yarn_scaling", "low_freq_factor", "high_freq_factor"),
     *("short_factor", "long_factor", "short_mscale", "long_mscale", "alpha", "beta", "mixed_b"),
@@ -73,8 +73,7 @@ class Serving:
     @property
     def architecture(self) -> str:
         """The class name in `architectures`, or ""."""
-        names = self.config.get("architectures")
-        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+        return hf.class_name(self.config)
 
     @property
     def gguf_architecture(self) -> str | None:
@@ -122,9 +121,9 @@ def override(serving: Serving, read: Mapping[str, Sequence[str]]) -> dict[str, A
         changes["rope_parameters"] = block(serving.text, "rope_parameters") | blocks
         return changes
     (changes["rope_parameters"],) = blocks.values()
-    if portable.ORIGINAL in serving.text:
+    if ORIGINAL in serving.text:
         # transformers lets the top-level value win over the one in the object
-        (changes[portable.ORIGINAL],) = {spec.original_length for spec in serving.intent.values()}
+        (changes[ORIGINAL],) = {spec.original_length for spec in serving.intent.values()}
     return changes
 
 

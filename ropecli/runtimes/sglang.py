@@ -4,6 +4,7 @@ Source: JustinTong0323/sglang 623300a5 (2026-06-25), `srt/layers/rotary_embeddin
 `srt/utils/hf_transformers/common.py`.
 """
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.runtimes.formulas import (
     divided,
     linear,
@@ -31,7 +32,6 @@ from ropecli.runtimes.vllm import NEEDED, longrope_temperature
 from ropecli.runtimes.vllm_formulas import deepseek_yarn, extrapolated, gemma4_proportional, magnified, yarn_ramp
 from ropecli.spec import Dynamic, RopeSpec
 
-_ORIGINAL = "original_max_position_embeddings"
 _LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
 _TOP_LEVEL = {
     *("LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM", "InternLM3ForCausalLM", "Phi3ForCausalLM"),
@@ -39,7 +39,7 @@ _TOP_LEVEL = {
     *("GraniteForCausalLM", "HunYuanMoEV1ForCausalLM", "HunYuanDenseV1ForCausalLM", "DeciLMForCausalLM"),
     *("SolarForCausalLM", "XverseForCausalLM", "IQuestCoderForCausalLM", "TeleFLMForCausalLM"),
 }
-_YARN = ("factor", _ORIGINAL, "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow", "truncate")
+_YARN = ("factor", ORIGINAL, "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow", "truncate")
 
 
 def rule(request: Request) -> Reading:
@@ -56,18 +56,18 @@ def rule(request: Request) -> Reading:
 
 def _with_top_level(request: Request, parameters: Keys) -> tuple[Keys, tuple[str, ...]]:
     """Some model files copy a top-level original length into the parameters; the others never see it."""
-    top = request.config.get(_ORIGINAL)
+    top = request.config.get(ORIGINAL)
     if not top or request.layer_type is not None or request.model_type in PHI3:
         return parameters, ()
     if request.architecture in _TOP_LEVEL:
-        return {**parameters, _ORIGINAL: top}, ()
-    return parameters, (f"the top-level {_ORIGINAL} is not read for this architecture",)
+        return {**parameters, ORIGINAL: top}, ()
+    return parameters, (f"the top-level {ORIGINAL} is not read for this architecture",)
 
 
 def _context_length(request: Request, parameters: Keys) -> int:
     """`get_context_length`: M, times the factor where the parameters name no original length and are not llama3's."""
     longest = max_positions(request, _LENGTHS)
-    unscaled_length = _ORIGINAL in parameters or parameters["rope_type"] == "llama3" or request.layer_type is not None
+    unscaled_length = ORIGINAL in parameters or parameters["rope_type"] == "llama3" or request.layer_type is not None
     return longest if unscaled_length else int(number(parameters, "factor", 1.0) * longest)
 
 
@@ -91,10 +91,10 @@ def _compute(kind: str, parameters: Keys, base: RopeSpec, longest: int) -> Compu
         case "yarn":
             computed = _yarn(parameters, base, longest)
         case "deepseek_yarn":
-            computed = deepseek_yarn({"factor": 1.0, _ORIGINAL: longest, **parameters}, base)
+            computed = deepseek_yarn({"factor": 1.0, ORIGINAL: longest, **parameters}, base)
         case "llama3":
             low, high = number(parameters, "low_freq_factor", 1.0), number(parameters, "high_freq_factor", 4.0)
-            original = length(parameters, _ORIGINAL, longest)
+            original = length(parameters, ORIGINAL, longest)
             computed = rotation_ramp(base, number(parameters, "factor", 1.0), original, low, high), 1.0, ()
         case "longrope":
             computed = _longrope(parameters, base, longest)
@@ -104,8 +104,8 @@ def _compute(kind: str, parameters: Keys, base: RopeSpec, longest: int) -> Compu
 
 
 def _yarn(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
-    filled = {"factor": 1.0, _ORIGINAL: longest, **parameters}
-    served = number(filled, "factor") * number(filled, _ORIGINAL)
+    filled = {"factor": 1.0, ORIGINAL: longest, **parameters}
+    served = number(filled, "factor") * number(filled, ORIGINAL)
     notes = ignored(parameters, *_YARN)
     if longest > served:
         notes += (f"before 2026-09 positions beyond factor · original = {served:g} are rotated wrongly",)
@@ -113,12 +113,12 @@ def _yarn(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
 
 
 def _longrope(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
-    original = length(parameters, _ORIGINAL, longest)
+    original = length(parameters, ORIGINAL, longest)
     short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
     if base.layout == "interleaved":
         raise Refused("longrope is for the half layout alone")
     mscale = optional(parameters, "short_mscale")
-    notes = ignored(parameters, _ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
+    notes = ignored(parameters, ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
     if short != long:
         notes += (f"long_factor for every position of a batch that reaches beyond {original} tokens",)
     return divided(base, short), longrope_magnitude(longest / original, original) if mscale is None else mscale, notes

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.runtimes.keys import block, local_layer, max_positions, nested, number, rope_type
 from ropecli.runtimes.reading import Keys, Refused, Request
 
@@ -120,14 +121,13 @@ def _complete(given: Keys, *, request: Request, rename: Callable[[Keys], str], t
 
 
 def _fill_original(entry: dict[str, Any], request: Request, *, top_level: bool) -> None:
-    key = "original_max_position_embeddings"
     flat = request.layer_type is None
-    if flat and top_level and key in request.config:
-        entry[key] = request.config[key]
+    if flat and top_level and ORIGINAL in request.config:
+        entry[ORIGINAL] = request.config[ORIGINAL]
     elif flat and request.model_type in PHI3:
-        entry[key] = _PHI3_ORIGINAL
+        entry[ORIGINAL] = _PHI3_ORIGINAL
     else:
-        entry.setdefault(key, max_positions(request))
+        entry.setdefault(ORIGINAL, max_positions(request))
 
 
 def _theta(request: Request) -> float:

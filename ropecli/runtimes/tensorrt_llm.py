@@ -6,6 +6,7 @@ Source: NVIDIA/TensorRT-LLM `_torch/attention_backend/interface.py` (51ea5c96), 
 
 import math
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.runtimes.formulas import (
     divided,
     each_magnitude,
@@ -21,8 +22,7 @@ from ropecli.runtimes.keys import block, ignored, length, local_layer, max_posit
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.spec import RopeSpec
 
-_ORIGINAL = "original_max_position_embeddings"
-_YARN = ("factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_YARN = ("factor", ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 def rule(request: Request) -> Reading:
@@ -56,8 +56,8 @@ def _theta(request: Request, scaling: Keys) -> float:
 
 def _original(config: Keys, scaling: Keys) -> int:
     for place in (config, scaling):
-        if place.get(_ORIGINAL):
-            return length(place, _ORIGINAL)
+        if place.get(ORIGINAL):
+            return length(place, ORIGINAL)
     return 1024
 
 
@@ -89,7 +89,7 @@ def _compute(kind: str, scaling: Keys, base: RopeSpec, longest: int, original: i
 
 def _longrope(scaling: Keys, base: RopeSpec, longest: int, original: int) -> Computed:
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
-    notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
+    notes = ignored(scaling, ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
     if short != long:
         notes += (f"long_factor at every length where max_seq_len is above {original}, else short_factor",)
     return divided(base, long if longest > original else short), longrope_magnitude(longest / original, original), notes

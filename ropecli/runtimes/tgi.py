@@ -5,6 +5,7 @@ Source: huggingface/text-generation-inference db931fcf (2026-01-08), `server/tex
 
 from collections.abc import Mapping
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.runtimes.formulas import (
     divided,
     each_magnitude,
@@ -30,8 +31,6 @@ from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, 
 from ropecli.runtimes.standardised import check_required
 from ropecli.runtimes.transformers4 import rope_parameters_unread
 from ropecli.spec import RopeSpec
-
-_ORIGINAL = "original_max_position_embeddings"
 
 
 def rule(request: Request) -> Reading:
@@ -62,12 +61,12 @@ def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Compu
             computed = plain(base), 1.0, (f"the base grows beyond {longest} tokens and never shrinks again",)
         case "llama3":
             low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
-            original = length(scaling, _ORIGINAL)
+            original = length(scaling, ORIGINAL)
             computed = rotation_ramp(base, number(scaling, "factor"), original, low, high), 1.0, ()
         case "yarn":
             factor = number(scaling, "factor")
-            notes = ignored(scaling, "factor", _ORIGINAL, "mscale", "mscale_all_dim")
-            inv_freq = index_ramp(base, factor, length(scaling, _ORIGINAL), truncate=True)
+            notes = ignored(scaling, "factor", ORIGINAL, "mscale", "mscale_all_dim")
+            inv_freq = index_ramp(base, factor, length(scaling, ORIGINAL), truncate=True)
             computed = inv_freq, each_magnitude(factor, scaling), notes
         case "su" | "longrope":
             computed = _longrope(config, scaling, base, longest)
@@ -78,9 +77,9 @@ def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Compu
 
 def _longrope(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     """Both lists in one table: short below the original length, long from there on. mscale keys stretch the angles."""
-    original = length(config, _ORIGINAL)
+    original = length(config, ORIGINAL)
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
-    notes = ignored(scaling, _ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
+    notes = ignored(scaling, ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
     if short != long:
         notes += (f"short_factor for the positions below {original} and long_factor for those beyond, in one sequence",)
     inv_freq, temperature = divided(base, short), longrope_magnitude(longest / original, original)

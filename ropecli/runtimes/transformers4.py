@@ -6,6 +6,8 @@ Source: transformers 4.57.6 `modeling_rope_utils.py`, `models/llama/configuratio
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from ropecli.dialects.hf_keys import ORIGINAL
+from ropecli.dialects.portable import UNSTATED_HEAD
 from ropecli.runtimes.formulas import (
     divided,
     index_ramp,
@@ -32,8 +34,6 @@ from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, 
 from ropecli.runtimes.transformers5 import KNOWN, NEEDS_HEAD_DIM, own_alpha, own_mscale
 from ropecli.spec import RopeSpec
 
-_ORIGINAL = "original_max_position_embeddings"
-
 _UNSCALED = {"nemotron"}
 """Model types whose rotary module is always the plain one."""
 
@@ -45,9 +45,6 @@ _ROPE_TYPE_ALONE = {
     *("olmo3", "qwen3_next"),
 }
 """Model types whose config does not copy `type` to `rope_type`."""
-
-_HEAD_DIM_IS_NULL = {"hunyuan_v1_dense", "hunyuan_v1_moe", "minimax", "ministral", "mistral", "mixtral"}
-"""Model types whose config leaves `head_dim` null where the file has none, and YaRN then multiplies None."""
 
 
 def _check_class(request: Request, given: Keys, kind: str) -> None:
@@ -61,7 +58,7 @@ def _check_class(request: Request, given: Keys, kind: str) -> None:
         raise Refused("KeyError: this model's class reads rope_type, not type")
     if request.model_type.startswith("hunyuan") and kind == "dynamic" and "alpha" not in given:
         raise Refused("KeyError: dynamic needs an alpha in this model")
-    no_head_dim = request.model_type in _HEAD_DIM_IS_NULL and request.config.get("head_dim") is None
+    no_head_dim = request.model_type in UNSTATED_HEAD and request.config.get("head_dim") is None
     if kind in NEEDS_HEAD_DIM and no_head_dim:
         raise Refused(f"TypeError: {kind} needs a head_dim in the file, which this model's class leaves null")
 
@@ -123,7 +120,7 @@ def _compute(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
         case "longrope":
             computed = _longrope(scaling, base, request)
         case "llama3":
-            original, factor = length(scaling, _ORIGINAL), number(scaling, "factor")
+            original, factor = length(scaling, ORIGINAL), number(scaling, "factor")
             low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
             computed = rotation_ramp(base, factor, original, low, high), 1.0, ()
         case other:
@@ -133,7 +130,7 @@ def _compute(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
 
 def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     factor, given = number(scaling, "factor"), optional(scaling, "attention_factor")
-    original = length(scaling, _ORIGINAL) if scaling.get(_ORIGINAL) else longest
+    original = length(scaling, ORIGINAL) if scaling.get(ORIGINAL) else longest
     fast, slow = optional(scaling, "beta_fast") or 32.0, optional(scaling, "beta_slow") or 1.0
     inv_freq = index_ramp(base, factor, original, fast, slow, truncate=scaling.get("truncate", True))
     return inv_freq, pair_magnitude(factor, scaling) if given is None else given, ()
@@ -143,12 +140,13 @@ def _longrope(scaling: Keys, base: RopeSpec, request: Request) -> Computed:
     """The original length stands at the top level or is M; the one in the dict is not read."""
     short, long = numbers(scaling, "short_factor"), numbers(scaling, "long_factor")
     longest, given = max_positions(request), optional(scaling, "attention_factor")
-    if request.config.get(_ORIGINAL):
-        original = length(request.config, _ORIGINAL)
+    if request.config.get(ORIGINAL):
+        original = length(request.config, ORIGINAL)
         factor: float | None = longest / original
     else:
         original, factor = longest, optional(scaling, "factor")
-    given = own_mscale(request, scaling) or given
+    own = own_mscale(request, scaling)
+    given = given if own is None else own
     if given is None:
         if factor is None:
             raise Refused("TypeError: longrope has neither a top-level original_max_position_embeddings nor a factor")

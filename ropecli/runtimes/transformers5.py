@@ -3,6 +3,8 @@
 Source: transformers 5.24.0 `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
 """
 
+from ropecli.dialects.hf_keys import ORIGINAL
+from ropecli.dialects.portable import UNSTATED_HEAD
 from ropecli.runtimes.formulas import (
     divided,
     index_ramp,
@@ -21,18 +23,16 @@ from ropecli.runtimes.serving import Serving, must_agree, one_line, override, pl
 from ropecli.runtimes.standardised import Standardised, standardised
 from ropecli.spec import Longrope, RopeSpec
 
-_ORIGINAL = "original_max_position_embeddings"
-
 KNOWN: dict[str, set[str]] = {
     "default": set(),
     "linear": {"factor"},
     "dynamic": {"factor"},
     "yarn": {
-        *("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow"),
+        *("factor", ORIGINAL, "attention_factor", "beta_fast", "beta_slow"),
         *("mscale", "mscale_all_dim", "truncate"),
     },
-    "longrope": {"short_factor", "long_factor", _ORIGINAL, "attention_factor", "factor"},
-    "llama3": {"factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"},
+    "longrope": {"short_factor", "long_factor", ORIGINAL, "attention_factor", "factor"},
+    "llama3": {"factor", ORIGINAL, "low_freq_factor", "high_freq_factor"},
 }
 """Keys that each type knows, beside type and base; it warns of every other key."""
 
@@ -81,7 +81,7 @@ def _compute(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
         case "longrope":
             computed = _longrope(parameters, base, request)
         case "llama3":
-            original, factor = length(parameters, _ORIGINAL), number(parameters, "factor")
+            original, factor = length(parameters, ORIGINAL), number(parameters, "factor")
             low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
             computed = rotation_ramp(base, factor, original, low, high), 1.0, ()
         case "proportional":
@@ -104,7 +104,7 @@ def own_mscale(request: Request, parameters: Keys) -> float | None:
 
 def _yarn(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
     parameters = keys.parameters
-    original = length(parameters, _ORIGINAL)
+    original = length(parameters, ORIGINAL)
     implied = max_positions(request) / original
     factor = optional(parameters, "factor")
     notes: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ def _yarn(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
 
 
 def _longrope(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
-    original = length(parameters, _ORIGINAL)
+    original = length(parameters, ORIGINAL)
     short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
     factor, given = optional(parameters, "factor"), optional(parameters, "attention_factor")
     if factor is None:
@@ -147,14 +147,10 @@ NEEDS_HEAD_DIM = ("dynamic", "longrope", "yarn")
 _UNSCALED = {"codegen", "gptj", "roformer"}
 """Model types whose classes have no `rope_parameters`: they would pass the object on to the model, which stops."""
 
-_HEAD_DIM_MAY_BE_NULL = {
-    *("hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text", "minimax", "ministral", "mixtral"),
-}
-"""Model types that leave `head_dim` null where the file has none: YaRN multiplies it before it looks for another."""
-
 
 def _head_dim_is_null(model_type: str, text: Keys) -> bool:
-    return model_type in _HEAD_DIM_MAY_BE_NULL and text.get("head_dim") is None
+    # Mistral's class fills it in from version 5 on
+    return model_type in UNSTATED_HEAD - {"mistral"} and text.get("head_dim") is None
 
 
 def flags(serving: Serving) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.frequencies import base_frequencies
 from ropecli.runtimes.formulas import (
     divided,
@@ -38,8 +39,6 @@ from ropecli.runtimes.standardised import Standardised, standardised
 from ropecli.runtimes.vllm_formulas import deepseek_yarn, extrapolated, gemma4_proportional, yarn_ramp
 from ropecli.spec import LayerRope, Longrope, RopeSpec, default_attention_factor
 
-_ORIGINAL = "original_max_position_embeddings"
-
 Yarn: TypeAlias = Callable[[Keys, RopeSpec], Computed]
 """How a version of vLLM computes `yarn` from the parameters and the unscaled base."""
 
@@ -57,7 +56,7 @@ def later_yarn(parameters: Keys, base: RopeSpec) -> Computed:
     """`attention_factor` is final, else transformers' rule; `attn_factor` is gone."""
     factor, given = number(parameters, "factor"), optional(parameters, "attention_factor")
     attention_factor = pair_magnitude(factor, parameters) if given is None else given
-    read = ("factor", _ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
+    read = ("factor", ORIGINAL, "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
     return yarn_ramp(parameters, base), attention_factor, ignored(parameters, *read)
 
 
@@ -72,9 +71,9 @@ def context_length(request: Request, keys: Standardised) -> int:
             continue
         factor = number(entry, "factor", factor) if entry.get("factor") is not None else factor
         if kind == "yarn":
-            derived = length(entry, _ORIGINAL)
-    if "longrope" in types and _ORIGINAL in request.config:
-        return length(request.config, _ORIGINAL)
+            derived = length(entry, ORIGINAL)
+    if "longrope" in types and ORIGINAL in request.config:
+        return length(request.config, ORIGINAL)
     return int(derived * factor)
 
 
@@ -130,7 +129,7 @@ def _compute(request: Request, keys: Standardised, base: RopeSpec, yarn: Yarn, c
 
 def _llama3(parameters: Keys, base: RopeSpec) -> Computed:
     low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
-    factor, original = number(parameters, "factor"), length(parameters, _ORIGINAL)
+    factor, original = number(parameters, "factor"), length(parameters, ORIGINAL)
     return rotation_ramp(base, factor, original, low, high), 1.0, ()
 
 
@@ -145,7 +144,7 @@ def _linear(parameters: Keys, base: RopeSpec, request: Request) -> Computed:
 def _mrope_yarn(parameters: Keys, base: RopeSpec, yarn: Yarn) -> Computed:
     if "factor" in parameters and parameters["factor"] is None:
         return plain(base), 1.0, ("a factor of null turns YaRN off",)
-    longer = {**parameters, _ORIGINAL: 4 * length(parameters, _ORIGINAL)}
+    longer = {**parameters, ORIGINAL: 4 * length(parameters, ORIGINAL)}
     inv_freq, attention_factor, notes = yarn(longer, base)
     return inv_freq, attention_factor, (*notes, "with mrope the ramp is computed for 4 times the length")
 
@@ -175,9 +174,9 @@ def _telechat3(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     if "mscale" in parameters or "mscale_all_dim" in parameters:
         raise Refused("TypeError: telechat3-yarn takes no mscale")
     factor = number(parameters, "factor")
-    if _ORIGINAL in parameters:
-        factor = longest / length(parameters, _ORIGINAL)
-    filled = {**parameters, "factor": factor, _ORIGINAL: parameters.get(_ORIGINAL, longest)}
+    if ORIGINAL in parameters:
+        factor = longest / length(parameters, ORIGINAL)
+    filled = {**parameters, "factor": factor, ORIGINAL: parameters.get(ORIGINAL, longest)}
     attention_factor = default_attention_factor(factor, 0.07) * number(parameters, "attn_factor", 1.0)
     return extrapolated(filled, base, yarn_ramp(filled, base, truncate=True)), attention_factor, ()
 
@@ -185,11 +184,11 @@ def _telechat3(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
 def _longrope(parameters: Keys, base: RopeSpec, longest: int, context: int) -> Computed:
     if base.layout == "interleaved":
         raise Refused("longrope is for the half layout alone")
-    original = length(parameters, _ORIGINAL)
+    original = length(parameters, ORIGINAL)
     short, long = numbers(parameters, "short_factor"), numbers(parameters, "long_factor")
     beyond, default = context > original, longrope_magnitude(longest / original, original)
     mscale = optional(parameters, "long_mscale" if beyond else "short_mscale")
-    notes = ignored(parameters, _ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
+    notes = ignored(parameters, ORIGINAL, "short_factor", "long_factor", "short_mscale", "long_mscale")
     if short != long:
         notes += (f"long_factor at every length where --max-model-len is above {original}, else short_factor",)
     return divided(base, long if beyond else short), default if mscale is None else mscale, notes
@@ -201,9 +200,9 @@ RUNTIME = Runtime("vllm", "0cd57848 (after 2026-08)", lambda request: rule(reque
 NEEDED = {
     "linear": ("factor",),
     # versions differ in which of the two they read, and each ignores the other
-    "yarn": ("factor", _ORIGINAL, "beta_fast", "beta_slow", "truncate", "attention_factor", "attn_factor"),
-    "llama3": ("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
-    "longrope": (_ORIGINAL, "short_factor", "long_factor", "attention_factor"),
+    "yarn": ("factor", ORIGINAL, "beta_fast", "beta_slow", "truncate", "attention_factor", "attn_factor"),
+    "llama3": ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"),
+    "longrope": (ORIGINAL, "short_factor", "long_factor", "attention_factor"),
 }
 """The scaling keys of each type that vLLM or SGLang reads."""
 

@@ -3,13 +3,14 @@
 Source: hmellor/vllm 8d9b52f7 (2026-08-07), `yarn_scaling_rope.py`.
 """
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.runtimes.keys import ignored, number
 from ropecli.runtimes.reading import Computed, Keys, Runtime
 from ropecli.runtimes.vllm import rule
 from ropecli.runtimes.vllm_formulas import extrapolated, magnified, yarn_ramp
 from ropecli.spec import RopeSpec
 
-_READ = ("factor", "original_max_position_embeddings", "extrapolation_factor", "attn_factor")
+_READ = ("factor", ORIGINAL, "extrapolation_factor", "attn_factor")
 
 
 def august_yarn(parameters: Keys, base: RopeSpec) -> Computed:

@@ -3,12 +3,11 @@
 Source: vLLM 8d9b52f7 (2026-08-07) and SGLang 623300a5 (2026-06-25), `layers/rotary_embedding/`.
 """
 
-from ropecli.runtimes.formulas import each_magnitude, index_ramp, linear, magnitude, proportional
+from ropecli.dialects.hf_keys import ORIGINAL
+from ropecli.runtimes.formulas import each_magnitude, index_ramp, linear, proportional
 from ropecli.runtimes.keys import ignored, length, number
 from ropecli.runtimes.reading import Computed, Keys
-from ropecli.spec import RopeSpec
-
-_ORIGINAL = "original_max_position_embeddings"
+from ropecli.spec import RopeSpec, default_attention_factor
 
 
 def yarn_ramp(parameters: Keys, base: RopeSpec, *, truncate: object = None) -> tuple[float, ...]:
@@ -16,7 +15,7 @@ def yarn_ramp(parameters: Keys, base: RopeSpec, *, truncate: object = None) -> t
     return index_ramp(
         base,
         number(parameters, "factor"),
-        length(parameters, _ORIGINAL),
+        length(parameters, ORIGINAL),
         number(parameters, "beta_fast", 32.0),
         number(parameters, "beta_slow", 1.0),
         truncate=parameters.get("truncate", True) if truncate is None else truncate,
@@ -34,14 +33,14 @@ def extrapolated(parameters: Keys, base: RopeSpec, inv_freq: tuple[float, ...]) 
 
 def magnified(parameters: Keys) -> float:
     """The default temperature times `attn_factor`, as YaRN was before `attention_factor` was read."""
-    return magnitude(number(parameters, "factor")) * number(parameters, "attn_factor", 1.0)
+    return default_attention_factor(number(parameters, "factor")) * number(parameters, "attn_factor", 1.0)
 
 
 def deepseek_yarn(parameters: Keys, base: RopeSpec) -> Computed:
     """Always truncated, an mscale pair with a default for each key, times `attn_factor`: for latent attention."""
     factor = number(parameters, "factor")
     attention_factor = each_magnitude(factor, parameters) * number(parameters, "attn_factor", 1.0)
-    keys = ("factor", _ORIGINAL, "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow")
+    keys = ("factor", ORIGINAL, "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow")
     notes = ignored(parameters, *keys, "mscale", "mscale_all_dim", "apply_yarn_scaling")
     inv_freq = extrapolated(parameters, base, yarn_ramp(parameters, base, truncate=True))
     return inv_freq, attention_factor, notes

@@ -536,6 +536,16 @@ def test_the_rounding_of_a_table_is_that_of_float32() -> None:
         assert model.model.rotary_emb.attention_scaling == 1.1
 
 
+@pytest.mark.parametrize("name", ["vision_tower", "visual", "image_encoder", "audio_tower"])
+def test_a_tower_that_sees_no_text_keeps_its_table(name: str) -> None:
+    """Its rotary embedding is another one, here of another width."""
+    model, tower = build(config("llama")), torch.nn.Module()
+    tower.register_buffer("inv_freq", torch.ones(3))
+    model.add_module(name, tower)
+    with rotating_with(model, {"default": Frequencies((1.0, 0.5, 0.25, 0.125), 1.0)}):
+        assert torch.equal(tower.inv_freq, torch.ones(3))
+
+
 def test_a_device_map_loads_the_same_model() -> None:
     """`--device-map auto` puts everything on the CPU where there is nothing else; the loss is the same."""
     ids = torch.arange(5, 69, device="cpu")[None]

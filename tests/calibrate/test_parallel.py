@@ -16,11 +16,11 @@ import pytest
 import torch
 import transformers
 
-from calibrate import evaluation, passkey, run
+from calibrate import evaluation, parallel, passkey, run
 from calibrate.fit import Request
 from calibrate.model import Settings, pick_device
 from calibrate.parallel import ALONE, Ranks, here, joined
-from ropecli.cli import main
+from ropecli.cli import loading, main
 from ropecli.errors import BadUsage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -326,3 +326,18 @@ def test_each_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         *("cuda:1", "cuda:1", "cuda:3", "cpu"),
     ]
     assert str(pick_device("cuda")) == "cuda"
+
+
+def test_a_process_that_works_alone_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers set some of torchrun's names for every process: without all of them nobody else would write."""
+    assert loading.LAUNCHED == parallel.LAUNCHED
+    told = dict(zip(parallel.LAUNCHED, ("1", "2", "1", "localhost", "29500"), strict=True))
+    for name in told:
+        monkeypatch.delenv(name, raising=False)
+    assert loading.speaks()
+    for name, value in told.items():
+        assert loading.speaks()
+        assert parallel._launched(os.environ) is parallel.ALONE
+        monkeypatch.setenv(name, value)
+    assert not loading.speaks()
+    assert parallel._launched(os.environ).rank == 1

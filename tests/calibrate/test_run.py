@@ -529,6 +529,20 @@ def test_other_factors_do_not_resume(journalled: tuple[dict[str, Any], list[str]
     assert again.factors == (1.5, 2.0)
 
 
+def test_a_signal_after_the_last_search_does_not_cost_the_file() -> None:
+    """What is left is scored all the same, and the run tells that it was interrupted."""
+
+    def say(text: str) -> None:
+        if text.startswith("held-out check: 0.1"):
+            signal.raise_signal(signal.SIGINT)
+
+    calibration, number = run.calibrate(asked(), run.Observer(say, lambda _: None, lambda *_: None))
+    assert number == signal.SIGINT
+    assert calibration.factors == (1.5, 2.0)
+    assert calibration.law is not None
+    assert calibration.law.default_loss is not None
+
+
 def test_an_interrupted_run_has_the_largest_factor() -> None:
     """Ctrl-C in the first search: that factor is checked and written, the other is left out with a note."""
     count = 0
@@ -809,6 +823,13 @@ def test_what_has_no_weights_to_search_with_is_refused(
     source = str(make(tmp_path / "model"))
     assert status("calibrate", source, *data(2), "--factor", "2") == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".", "config.json", "model.safetensors"])
+def test_a_journal_knows_the_weights_whatever_was_named(name: str) -> None:
+    """A config.json stands for its folder, so other weights beside it are another run."""
+    (weights,) = TINY.glob("*.safetensors")
+    assert run.weight_files(read_checkpoint(str(TINY / name))) == [weights]
 
 
 def test_a_config_beside_its_weights_is_the_checkpoint(tmp_path: Path) -> None:

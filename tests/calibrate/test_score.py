@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, NESTED, VOCABULARY, build, config, logits, random_ids
-from hypothesis import given
-from hypothesis import strategies as st
 
 from calibrate import score
 from calibrate.corpus import Document
 from calibrate.model import LoadedModel, Room, rotating_with
-from calibrate.score import Bands, Score, nats_by_band, perplexity, token_nll, tokens_by_band, windows_at_once
+from calibrate.score import Bands, nats_by_band, perplexity, token_nll, tokens_by_band, windows_at_once
 from ropecli.errors import NoResource
 from ropecli.frequencies import Frequencies
 
@@ -234,18 +232,6 @@ def test_bands_that_do_not_ascend_cannot_be_made(edges: tuple[int, ...]) -> None
 
 # ------------------------------------------------------------------------------------------------ scores
 
-SCORES = st.builds(Score, st.integers(1, 2**20).map(float), st.integers(1, 2**20))
-
-
-@given(SCORES, SCORES, SCORES)
-def test_scores_add_up_and_are_divided_once(a: Score, b: Score, c: Score) -> None:
-    """Addition is that of nats and of tokens; the mean is of the sums, not of the means."""
-    assert a + b == b + a
-    assert (a + b) + c == a + (b + c)
-    assert (a + b).nll == (a.nats + b.nats) / (a.tokens + b.tokens)
-    if a.nll < 700:
-        assert a.ppl == math.exp(a.nll)
-
 
 @pytest.mark.parametrize(
     ("nll", "ppl"), [(1.0, math.e), (700.0, math.exp(700)), (800.0, math.inf), (math.inf, math.inf)]
@@ -254,11 +240,6 @@ def test_perplexity_is_the_exponential_or_infinite(nll: float, ppl: float) -> No
     """What no float holds is no large number that looks like one."""
     assert perplexity(nll) == ppl
     assert math.isnan(perplexity(math.nan))
-
-
-def test_a_mean_of_means_would_be_wrong() -> None:
-    """A short text does not weigh as much as a long one."""
-    assert (Score(100.0, 100) + Score(3.0, 1)).nll == pytest.approx(103 / 101)
 
 
 @pytest.mark.parametrize("edges", [(1, 256, 1024), (1, 256, 768), (1, 8192, 15000, 16384), (1, 3), (5, 6, 7)])

@@ -56,6 +56,15 @@ def refusing(request: Request) -> set[str]:
     return set(stopped)
 
 
+@pytest.mark.parametrize("mscale", [0.0, 1.2])
+def test_phimoe_multiplies_by_its_mscale_whatever_it_is(mscale: float) -> None:
+    """Zero is a number too, and not the absence of one."""
+    lists = {"short_factor": [1.0] * (D // 2), "long_factor": [2.0] * (D // 2)}
+    scaling = {"type": "longrope", **lists, "short_mscale": mscale, "long_mscale": 1.3, "attention_factor": 1.1}
+    found = readings(asked(scaling, architecture="PhiMoEForCausalLM", model_type="phimoe"))
+    assert found["transformers"].attention_factor == found["transformers-4"].attention_factor == mscale
+
+
 @pytest.mark.parametrize(
     ("scaling", "expected"),
     [
