@@ -223,7 +223,7 @@ class Task:
         searched, held = (sum(len(d.windows) for d in part) * self.length for part in (self.found, self.held))
         return (
             f"L = {self.space.spec.original_length}, factor {self.space.factor:g}, windows of {self.length} tokens; "
-            f"search on {len(self.found)} documents ({searched:,} tokens), "
+            f"search on {len(self.found)} document{'s' * (len(self.found) > 1)} ({searched:,} tokens), "
             f"held-out check on {len(self.held)} ({held:,} tokens)"
         )
 

@@ -1,5 +1,6 @@
 """The options that several verbs have, each declared once so that it reads the same in all; and checks of values."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -87,18 +88,18 @@ DATA_HELP = (
     "Text: .txt, .md, .jsonl, .parquet, a folder of those, a .json of rows, or - for standard input. Repeatable. "
     "A document is a file, or a row."
 )
+flag = functools.partial(typer.Option, metavar="")
+"""An option without a value; typer's own help would show `<bool>` behind it."""
 BAKE, MODEL, TALK = "Baking", "Loading the model", "Output"
 
 Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Models: TypeAlias = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.", rich_help_panel=TALK)]
-Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=TALK)]
+Json: TypeAlias = Annotated[bool, flag("--json", help="Print JSON, one document a line.", rich_help_panel=TALK)]
+Quiet: TypeAlias = Annotated[bool, flag("--quiet", "-q", help="No progress, no notes.", rich_help_panel=TALK)]
 Verbose: TypeAlias = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show what the libraries say, too.", rich_help_panel=TALK)
+    bool, flag("--verbose", "-v", help="Show what the libraries say, too.", rich_help_panel=TALK)
 ]
-Debug: TypeAlias = Annotated[
-    bool, typer.Option("--debug", help="Show a traceback with an error.", rich_help_panel=TALK)
-]
+Debug: TypeAlias = Annotated[bool, flag("--debug", help="Show a traceback with an error.", rich_help_panel=TALK)]
 TextField: TypeAlias = Annotated[str, typer.Option(help="The key that holds the text of a row.")]
 Factor: TypeAlias = Annotated[
     float | None, typer.Option(metavar="S", help="Extension factor: target length divided by original length.")
@@ -110,7 +111,7 @@ OriginalLength: TypeAlias = Annotated[
     str | None,
     typer.Option(metavar="N", help="The length that the model was trained for, where the config does not say it."),
 ]
-Force: TypeAlias = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
+Force: TypeAlias = Annotated[bool, flag("--force", "-f", help="Replace an existing output.")]
 Report: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -154,5 +155,5 @@ TensorParallel: TypeAlias = Annotated[
 ]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run the code that the checkpoint brings.", rich_help_panel=MODEL),
+    flag("--trust-remote-code", help="Run the code that the checkpoint brings.", rich_help_panel=MODEL),
 ]

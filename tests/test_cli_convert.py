@@ -660,7 +660,7 @@ def test_a_dry_run_in_place_tells_what_the_run_will_do(run, checkpoint):
     assert run("convert", checkpoint, *YARN, "--in-place")[0] == 0
     written = [path.with_suffix("") for path in checkpoint.glob("*.backup")]
     size = sum(path.stat().st_size for path in written)
-    assert stdout.endswith(f"0 files go along, at most {size:,} bytes would be written; nothing was touched\n")
+    assert stdout.endswith(f"files that go along: 0; at most {size:,} bytes would be written; nothing was touched\n")
     status, _, stderr = run("convert", checkpoint, *YARN[:-1], "8", "--in-place", "--dry-run")
     assert status == 2
     assert "config.json.backup: already exists" in stderr

@@ -5,13 +5,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
 import typer
 
-from ropecli import __version__
+from ropecli import __version__, options
 from ropecli.cli import loading
 from ropecli.cli.calibrate import calibrate_command
 from ropecli.cli.convert import convert_command
@@ -47,23 +47,25 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, options.flag("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version
 
 
-for name, command, help_line in (
-    (
-        "inspect",
-        inspect_command,
-        "What rotary embedding does a checkpoint have, and what will each runtime make of it?",
-    ),
-    ("calibrate", calibrate_command, "Find the best α, β and temperature for a model on text."),
-    ("convert", convert_command, "Write a checkpoint that every runtime reads the same way."),
-    ("evaluate", evaluate_command, "How good is a checkpoint, or a method, at each length?"),
+def _help(command: Callable[..., None]) -> str:
+    """Its docstring, each paragraph in one line: typer keeps breaks, and terminals have widths of their own."""
+    paragraphs = (command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+for name, command, example in (
+    ("inspect", inspect_command, "MODEL --target-length 128k"),
+    ("calibrate", calibrate_command, "MODEL --data texts/ --target-length 128k -o calibration.json"),
+    ("convert", convert_command, "MODEL --from calibration.json -o MODEL-128k"),
+    ("evaluate", evaluate_command, "MODEL MODEL-128k --data texts/ --lengths 8k,128k"),
 ):
-    app.command(name, help=help_line)(command)
+    app.command(name, help=_help(command), epilog=f"For example: ropecli {name} {example}")(command)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

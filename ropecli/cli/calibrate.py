@@ -61,7 +61,7 @@ def calibrate_command(
     ] = None,
     plan_only: Annotated[
         bool,
-        typer.Option(
+        options.flag(
             "--plan-only",
             help="Say what it would cost, from the config and the text alone: passes, operations, memory, with --flops "
             "the time. No weight is read, nothing is scored or written.",
@@ -86,7 +86,7 @@ def calibrate_command(
         typer.Option("--from", metavar="FILE", help="No search: --report and --plot of an earlier calibration file."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was cut off: its scores lie beside --output.")
+        bool, options.flag("--resume", help="Go on with a run that was cut off: its scores lie beside --output.")
     ] = False,
     force: options.Force = False,
     device: options.Device = "auto",
@@ -100,7 +100,9 @@ def calibrate_command(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Half of the documents choose the parameters, the other half says what they are worth.
+    """Find the best α, β and temperature for a model on text.
+
+    Half of the documents choose the parameters, the other half says what they are worth.
 
     The loss is nats a token. α is `beta_slow`: pairs that turn less often than that inside the trained length L are
     slowed by the factor. β is `beta_fast`: pairs that turn more often are kept. The temperature is one number m, the

@@ -34,7 +34,9 @@ FOLDING = "attention-factor"
 
 def convert_command(
     model: options.Model,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="The new folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="The new folder; of a .gguf, the new file.")
+    ] = None,
     calibration: Annotated[
         str | None, typer.Option("--from", metavar="FILE", help="A calibration file, or - for standard input.")
     ] = None,
@@ -59,7 +61,7 @@ def convert_command(
         float | None, typer.Option(help="Multiplier m on cos and sin. Default for yarn: 0.1·ln s + 1.")
     ] = None,
     truncate: Annotated[
-        bool | None, typer.Option("--truncate/--no-truncate", help="Round the ramp's corners outwards (the default).")
+        bool | None, options.flag("--truncate/--no-truncate", help="Round the ramp's corners outwards (the default).")
     ] = None,
     low_freq_factor: Annotated[float | None, typer.Option(help="llama3's α.")] = None,
     high_freq_factor: Annotated[float | None, typer.Option(help="llama3's β.")] = None,
@@ -112,7 +114,7 @@ def convert_command(
         ),
     ] = "half",
     bake_per_layer: Annotated[
-        bool, typer.Option("--bake-per-layer", help="A copy for every layer.", rich_help_panel=options.BAKE)
+        bool, options.flag("--bake-per-layer", help="A copy for every layer.", rich_help_panel=options.BAKE)
     ] = False,
     bake_into: Annotated[
         str,
@@ -131,10 +133,10 @@ def convert_command(
     ] = None,
     in_place: Annotated[
         bool,
-        typer.Option("--in-place", help="Rewrite the config of MODEL itself; the old one stays as config.json.backup."),
+        options.flag("--in-place", help="Rewrite the config of MODEL itself; the old one stays as config.json.backup."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show the diff of the config and touch nothing.")
+        bool, options.flag("--dry-run", "-n", help="Show the diff of the config and touch nothing.")
     ] = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -142,7 +144,9 @@ def convert_command(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """The weights are linked, not copied, where the file system can; the source is never written to.
+    """Write a checkpoint that every runtime reads the same way.
+
+    The weights are linked, not copied, where the file system can; the source is never written to.
 
     What was written is read back and recomputed before it appears.
     """

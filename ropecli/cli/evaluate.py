@@ -85,7 +85,7 @@ def evaluate_command(
     ] = None,
     passkey: Annotated[
         bool,
-        typer.Option(
+        options.flag(
             "--passkey",
             help="Instead of text: hide a number at five depths in filler (The grass is green. …) of each length, and "
             "ask for it. Shows how often the greedy answer starts with it, and the loss on it.",
@@ -106,7 +106,9 @@ def evaluate_command(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """The loss of every position, from one pass over windows of the longest length.
+    """Measure how good a checkpoint, or a method, is at each length.
+
+    The loss of every position, from one pass over windows of the longest length.
 
     Loss is nats a token, summed over predicted tokens and divided once; ppl is its exponential. ± is one standard error
     over documents; "vs first" is paired by document, with its 95 % interval. The band of --plot is one standard error.

@@ -25,13 +25,17 @@ from ropecli.render.inspection import show_changes, show_inspection
 
 def inspect_command(
     models: options.Models,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 on a finding of severity error.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="With --check: on a warning, too.")] = False,
+    check: Annotated[bool, options.flag("--check", help="Exit with 1 on a finding of severity error.")] = False,
+    strict: Annotated[bool, options.flag("--strict", help="With --check: on a warning, too.")] = False,
     expect: Annotated[
-        str | None, typer.Option(metavar="KEY=VALUE,…", help="Exit with 1 unless these values are found.")
+        str | None,
+        typer.Option(metavar="KEY=VALUE,…", help="Exit with 1 unless these are found: rope_type=yarn,factor=4."),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check the weights, too: headers, byte ranges, the index. Exit with 1.")
+        bool,
+        options.flag(
+            "--verify", help="Check headers, byte ranges and the index of the weights; exit with 1 if broken."
+        ),
     ] = False,
     diff: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Show what differs from the RoPE of another checkpoint.")
@@ -41,7 +45,10 @@ def inspect_command(
     ] = None,
     factor: options.Factor = None,
     target_length: options.TargetLength = None,
-    rope_type: Annotated[str | None, typer.Option(help="The method that --factor previews. Default: yarn.")] = None,
+    rope_type: Annotated[
+        str | None,
+        typer.Option(help="What --factor previews: linear, ntk, dynamic, ntk-by-parts, yarn, llama3. Default: yarn."),
+    ] = None,
     original_length: options.OriginalLength = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -49,7 +56,9 @@ def inspect_command(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Reads the config alone: no weights, no torch, no transformers. Of many checkpoints every one is looked at.
+    """Show what rotary embedding a checkpoint has, and what each runtime will make of it.
+
+    Reads the config alone: no weights, no torch, no transformers. Of many checkpoints every one is looked at.
 
     A finding has a stable id; docs/findings.md has a section for each.
     """

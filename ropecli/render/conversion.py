@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def show_plan(conversion: "Conversion", new_bytes: int, files: int) -> None:
     """What a conversion would do, on standard output."""
     emit("".join(printable(line) + "\n" for line in conversion.diff.split("\n")[:-1]))
-    emit(f"{files} files go along, at most {new_bytes:,} bytes would be written; nothing was touched\n")
+    emit(f"files that go along: {files}; at most {new_bytes:,} bytes would be written; nothing was touched\n")
 
 
 def show_gguf_plan(conversion: "GgufConversion", size: int) -> None:
@@ -29,7 +29,9 @@ def show_gguf_plan(conversion: "GgufConversion", size: int) -> None:
 
 def show_receipt(conversion: "Conversion", receipt: "Receipt", *, quiet: bool) -> None:
     """What was done, on standard error."""
-    say(f"wrote {receipt.path}: {len(receipt.files)} files, {receipt.new_bytes:,} new bytes on the disk", quiet=quiet)
+    count = len(receipt.files)
+    files = "1 file" if count == 1 else f"{count} files"
+    say(f"wrote {receipt.path}: {files}, {receipt.new_bytes:,} new bytes on the disk", quiet=quiet)
     counts: dict[str, int] = {}
     for how in receipt.files.values():
         counts[how] = counts.get(how, 0) + 1

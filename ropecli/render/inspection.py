@@ -158,4 +158,5 @@ def off_by(row: RuntimeRow) -> str:
     """How far a runtime's numbers are from what the config means."""
     if row.max_rel_diff is None or row.attention_factor is None:
         return "it stops"
-    return f"frequencies off by {100 * row.max_rel_diff:.3g} %, attention factor {row.attention_factor:.5g}"
+    off = f"{100 * row.max_rel_diff:.3g} %" if row.max_rel_diff < 1 else f"a factor of {1 + row.max_rel_diff:.3g}"
+    return f"frequencies off by {off}, attention factor {row.attention_factor:.5g}"
