@@ -35,7 +35,7 @@ ORIGINAL = "original_max_position_embeddings"
 KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 """Members of a scaling dict that say how wide or how split the rotation is; they survive every rewrite."""
 
-OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith("_base"))
+OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith(("_base", "_constant")))
 """What older model types call the base."""
 
 LISTS = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")

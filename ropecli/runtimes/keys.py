@@ -20,7 +20,7 @@ LENGTHS = (
 )
 """Keys that hold the longest sequence, the most usual first."""
 
-LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
+LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta", "rope_local_theta")
 """Top-level keys that hold the base of sliding-window layers."""
 
 GLOBAL_THETAS = ("global_rope_theta",)
