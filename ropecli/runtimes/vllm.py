@@ -20,7 +20,7 @@ from ropecli.runtimes.formulas import (
     rotation_ramp,
     unscaled,
 )
-from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional, rope_type
+from ropecli.runtimes.keys import SCALED_AS_STATED, ignored, length, max_positions, number, numbers, optional, rope_type
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.serving import (
     Serving,
@@ -97,7 +97,7 @@ def _nesting(keys: Standardised) -> tuple[str, ...]:
 
 def _compute(request: Request, keys: Standardised, base: RopeSpec, yarn: Yarn, context: int) -> Computed:
     parameters, kind = keys.parameters, keys.rope_type
-    if request.rope.mla and kind != "default":
+    if request.rope.mla and kind != "default" and request.model_type not in SCALED_AS_STATED:
         kind = "deepseek_yarn"
     computed: Computed
     match kind:

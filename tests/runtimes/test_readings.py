@@ -286,6 +286,21 @@ def gemma3(layer_type: str) -> dict[str, Reading]:
     )
 
 
+@pytest.mark.parametrize("row", ["vllm", "vllm-2026-08", "sglang"])
+def test_minicpm3_has_latent_attention_and_longrope_as_it_says(row: str) -> None:
+    """Its classes in vLLM and SGLang hand `rope_scaling` on; DeepSeek's would compute YaRN, and miss a factor."""
+    lists = {"short_factor": [2.0] * (D // 2), "long_factor": [2.0] * (D // 2)}
+    scaling = Longrope(1.0, (2.0,) * (D // 2), (2.0,) * (D // 2), attention_factor=1.0, short_attention_factor=1.0)
+    request = asked(
+        {"type": "longrope", ORIGINAL: M, **lists},
+        spec=RopeSpec(10_000.0, D, D, M, M, scaling),
+        architecture="MiniCPM3ForCausalLM",
+        model_type="minicpm3",
+        mla=True,
+    )
+    assert compare(readings(request)[row], frequencies(request.rope.spec)) == (0.0, True)
+
+
 def test_a_config_nested_by_layer_type() -> None:
     """Rows that know nesting read the entry of the layer type; the others turn the full layers unscaled."""
     full, sliding = gemma3("full_attention"), gemma3("sliding_attention")
