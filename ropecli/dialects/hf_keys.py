@@ -60,6 +60,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "max_context_length",  # OpenELM
         "max_seqlen",  # StripedHyena
     ),
+    "sliding_window": ("sliding_window", "attention_window_size"),  # the second: PLaMo-2, RecurrentGemma
     "rope_type": ("rope_type", "type"),
     "factor": ("factor", "scaling_factor"),  # the second: Grok, InternLM-1
     "original_length": ("original_max_position_embeddings",),
