@@ -45,13 +45,21 @@ OWN_KEYS: dict[str, set[str]] = {
 }
 """Keys that only these model types read."""
 
+THETA_OF_ATTENTION, THETA_UNREAD = ("dbrx",), "attn_config.rope_theta"
+"""Model types whose attention keeps a base of its own in version 5 and rotates by `rope_parameters` alone."""
+
 _NO_COMPLAINT = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 
 
 def rule(request: Request) -> Reading:
     """The frequencies of `ROPE_INIT_FUNCTIONS`, at the original length."""
     keys = standardised(request)
-    base = unscaled(request, number(keys.parameters, "rope_theta"))
+    theta = number(keys.parameters, "rope_theta")
+    unread: tuple[str, ...] = ()
+    if request.model_type in THETA_OF_ATTENTION and request.rope.sources.get("rope_theta") == THETA_UNREAD:
+        theta = number(request.class_defaults, "rope_theta", 10_000.0)
+        unread = (f"{THETA_UNREAD} is not read: the base is {theta:g}",)
+    base = unscaled(request, theta)
     inv_freq, attention_factor, notes = _compute(keys, base, request)
     if request.model_type in DEFAULT_ONLY and keys.rope_type != "default":
         raise Refused(f"ValueError: {request.model_type} does not support the scaling {keys.rope_type!r}")
@@ -60,7 +68,7 @@ def rule(request: Request) -> Reading:
     known = KNOWN.get(keys.rope_type, set(keys.parameters)) | OWN_KEYS.get(request.model_type, set())
     unknown = sorted(set(keys.parameters) - _NO_COMPLAINT - known)
     warned = tuple(f"{name} ignored, with a warning" for name in unknown)
-    return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + warned + notes)
+    return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + unread + warned + notes)
 
 
 def _compute(keys: Standardised, base: RopeSpec, request: Request) -> Computed:
