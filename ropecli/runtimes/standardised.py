@@ -27,6 +27,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 PHI3 = {"phi3", "phi3_v", "phi4_multimodal"}
 """Model types whose class has an original length of its own, and calls longrope `su` or `yarn` too."""
 
+_ORIGINAL = "original_max_position_embeddings"
 _PHI3_ORIGINAL = 4096
 _MROPE = {"qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"}
 
@@ -108,6 +109,9 @@ def _complete(given: Keys, *, request: Request, rename: Callable[[Keys], str], t
     """A copy of an entry with type, base and original length filled in."""
     entry = dict(given)
     entry.setdefault("rope_theta", _theta(request))
+    if request.model_type in PHI3 and _own_name(entry) == "su" and _ORIGINAL not in entry:
+        # it becomes longrope after the original length has been filled in for the types that are called so by then
+        raise Refused(f"KeyError: su, which becomes longrope, needs {_ORIGINAL} beside it")
     entry["rope_type"] = rename(entry)
     if request.model_type in PHI3 and entry["rope_type"] in {"su", "yarn"}:
         entry["rope_type"] = "longrope"
@@ -120,14 +124,13 @@ def _complete(given: Keys, *, request: Request, rename: Callable[[Keys], str], t
 
 
 def _fill_original(entry: dict[str, Any], request: Request, *, top_level: bool) -> None:
-    key = "original_max_position_embeddings"
     flat = request.layer_type is None
-    if flat and top_level and key in request.config:
-        entry[key] = request.config[key]
+    if flat and top_level and _ORIGINAL in request.config:
+        entry[_ORIGINAL] = request.config[_ORIGINAL]
     elif flat and request.model_type in PHI3:
-        entry[key] = _PHI3_ORIGINAL
+        entry[_ORIGINAL] = _PHI3_ORIGINAL
     else:
-        entry.setdefault(key, max_positions(request))
+        entry.setdefault(_ORIGINAL, max_positions(request))
 
 
 def _theta(request: Request) -> float:
