@@ -29,7 +29,7 @@ from ropecli.runtimes.keys import (
     rope_type,
 )
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
-from ropecli.runtimes.transformers5 import KNOWN, NEEDS_HEAD_DIM, own_alpha, own_mscale
+from ropecli.runtimes.transformers5 import KNOWN, NEEDS_HEAD_DIM, heeded, own_alpha, own_mscale
 from ropecli.spec import RopeSpec
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -72,8 +72,8 @@ def _is_float(value: object) -> TypeGuard[float]:
 
 def rule(request: Request) -> Reading:
     """The frequencies of `ROPE_INIT_FUNCTIONS`, at the original length."""
-    base = unscaled(request, outer_theta(request))
-    notes = rope_parameters_unread(request)
+    base, unread = heeded(request, unscaled(request, outer_theta(request)))
+    notes = rope_parameters_unread(request) + unread
     given = request.config.get("rope_scaling")
     if not isinstance(given, Mapping) or local_layer(request):
         return Reading(plain(base), 1.0, max_positions(request), notes)

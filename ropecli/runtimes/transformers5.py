@@ -3,6 +3,8 @@
 Source: transformers 5.24.0 `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
 """
 
+from dataclasses import replace
+
 from ropecli.runtimes.formulas import (
     divided,
     index_ramp,
@@ -48,18 +50,19 @@ OWN_KEYS: dict[str, set[str]] = {
 THETA_OF_ATTENTION, THETA_UNREAD = ("dbrx",), "attn_config.rope_theta"
 """Model types whose attention keeps a base of its own in version 5 and rotates by `rope_parameters` alone."""
 
+WHOLE_HEAD = ("minimax",)
+"""Model types whose weights were trained with a `rotary_dim` that their class does not read, in version 4 neither."""
+
 _NO_COMPLAINT = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 
 
 def rule(request: Request) -> Reading:
     """The frequencies of `ROPE_INIT_FUNCTIONS`, at the original length."""
     keys = standardised(request)
-    theta = number(keys.parameters, "rope_theta")
-    unread: tuple[str, ...] = ()
+    base, unread = heeded(request, unscaled(request, number(keys.parameters, "rope_theta")))
     if request.model_type in THETA_OF_ATTENTION and request.rope.sources.get("rope_theta") == THETA_UNREAD:
-        theta = number(request.class_defaults, "rope_theta", 10_000.0)
-        unread = (f"{THETA_UNREAD} is not read: the base is {theta:g}",)
-    base = unscaled(request, theta)
+        base = replace(base, rope_theta=number(request.class_defaults, "rope_theta", 10_000.0))
+        unread = (f"{THETA_UNREAD} is not read: the base is {base.rope_theta:g}",)
     inv_freq, attention_factor, notes = _compute(keys, base, request)
     if request.model_type in DEFAULT_ONLY and keys.rope_type != "default":
         raise Refused(f"ValueError: {request.model_type} does not support the scaling {keys.rope_type!r}")
@@ -69,6 +72,13 @@ def rule(request: Request) -> Reading:
     unknown = sorted(set(keys.parameters) - _NO_COMPLAINT - known)
     warned = tuple(f"{name} ignored, with a warning" for name in unknown)
     return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + unread + warned + notes)
+
+
+def heeded(request: Request, base: RopeSpec) -> tuple[RopeSpec, tuple[str, ...]]:
+    """The base as the class sees it: MiniMax-Text-01's rotates the whole head, whatever its `rotary_dim` says."""
+    if request.model_type in WHOLE_HEAD and request.rope.sources.get("rotary_dim") == "rotary_dim":
+        return replace(base, rotary_dim=base.head_dim), ("rotary_dim is not read: the whole head rotates",)
+    return base, ()
 
 
 def _compute(keys: Standardised, base: RopeSpec, request: Request) -> Computed:

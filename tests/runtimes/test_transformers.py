@@ -216,3 +216,20 @@ def test_dbrx_rotates_by_another_base_than_its_attention_states() -> None:
 
 def read_config(config: dict[str, Any]) -> Checkpoint:
     return read_checkpoint("-", stdin=io.StringIO(json.dumps(config)))
+
+
+def test_minimax_rotates_the_whole_head_whatever_its_rotary_dim() -> None:
+    """MiniMaxAI/MiniMax-Text-01-hf was trained with half of it; vLLM reads `rotary_dim`, this class does not."""
+    from transformers import MiniMaxConfig  # noqa: PLC0415
+    from transformers.models.minimax.modeling_minimax import MiniMaxRotaryEmbedding  # noqa: PLC0415
+
+    config = {"model_type": "minimax", "hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config |= {"head_dim": 64, "rotary_dim": 32, "max_position_embeddings": 512, "rope_theta": 10000.0}
+    assert len(MiniMaxRotaryEmbedding(MiniMaxConfig.from_dict(dict(config))).inv_freq) == 32
+    checkpoint = read_config(config)
+    assert checkpoint.ropes[0].spec.rotary_dim == 32
+    rows = runtime_rows(checkpoint)
+    for name in ("transformers", "transformers-4"):
+        assert not rows[name].agrees
+        assert rows[name].notes == ("rotary_dim is not read: the whole head rotates",)
+    assert rows["vllm"].agrees
