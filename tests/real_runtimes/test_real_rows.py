@@ -45,6 +45,9 @@ CONFIGS = {
     for width, more in (("", {}), (", with head_dim", {"head_dim": 64}))
     if (model_type, name, width) != ("qwen3", "longrope", "") and (model_type, name) != ("nemotron", "longrope")
 }
+SILENT = {key: value for key, value in SHAPE.items() if key != "rope_theta"} | {"head_dim": 64}
+CONFIGS |= {f"{name} by its class": {**SILENT, "model_type": name} for name in ("gpt_oss", "apertus")}
+CONFIGS |= {f"{name} switched off": {**SILENT, "model_type": name, "rope_scaling": None} for name in ("gpt_oss", "apertus")}
 
 
 @pytest.fixture(scope="module")
