@@ -80,6 +80,7 @@ ROPE_IF: Mapping[str, Mapping[str, Any]] = {
 BY_HAND: Mapping[str, Mapping[str, Any]] = {
     "phi3": {"rope_types": {"su": "longrope", "yarn": "longrope"}},  # Phi3Config.convert_rope_params_to_dict
     "phi4_multimodal": {"rope_types": {"su": "longrope", "yarn": "longrope"}},
+    "hunyuan_vl_text": {"rope_types": {"xdrope": "ntk_alpha"}},  # HunYuanVLTextConfig.convert_rope_params_to_dict
     "phimoe": {"mscale_pair": True},  # PhimoeRotaryEmbedding.forward
     "zamba2": {"attention_expand": 2},  # Zamba2Config: attention_hidden_size = 2 * hidden_size
     "mimo_v2_flash": {"partial_rotary_factor": 0.334},  # MiMoV2FlashRotaryEmbedding

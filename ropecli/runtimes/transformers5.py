@@ -4,6 +4,7 @@ Source: transformers 5.24.0 `modeling_rope_utils.py`, `models/llama/modeling_lla
 """
 
 from dataclasses import replace
+from functools import partial
 
 from ropecli.runtimes.formulas import (
     divided,
@@ -17,7 +18,7 @@ from ropecli.runtimes.formulas import (
     rotation_ramp,
     unscaled,
 )
-from ropecli.runtimes.keys import length, max_positions, number, numbers, optional
+from ropecli.runtimes.keys import length, max_positions, number, numbers, optional, rope_type
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.serving import Serving, must_agree, one_line, override, placed, refused
 from ropecli.runtimes.standardised import Standardised, standardised
@@ -58,7 +59,7 @@ _NO_COMPLAINT = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 
 def rule(request: Request) -> Reading:
     """The frequencies of `ROPE_INIT_FUNCTIONS`, at the original length."""
-    keys = standardised(request)
+    keys = standardised(request, rename=partial(_named, request))
     base, unread = heeded(request, unscaled(request, number(keys.parameters, "rope_theta")))
     if request.model_type in THETA_OF_ATTENTION and request.rope.sources.get("rope_theta") == THETA_UNREAD:
         base = replace(base, rope_theta=number(request.class_defaults, "rope_theta", 10_000.0))
@@ -72,6 +73,12 @@ def rule(request: Request) -> Reading:
     unknown = sorted(set(keys.parameters) - _NO_COMPLAINT - known)
     warned = tuple(f"{name} ignored, with a warning" for name in unknown)
     return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + unread + warned + notes)
+
+
+def _named(request: Request, entry: Keys) -> str:
+    """The type after the class has renamed it: HunYuan-VL's calls xdrope dynamic."""
+    kind = rope_type(entry, "rope_type", "type")
+    return "dynamic" if kind == "xdrope" and request.model_type.startswith("hunyuan_vl") else kind
 
 
 def heeded(request: Request, base: RopeSpec) -> tuple[RopeSpec, tuple[str, ...]]:

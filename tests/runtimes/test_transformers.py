@@ -233,3 +233,18 @@ def test_minimax_rotates_the_whole_head_whatever_its_rotary_dim() -> None:
         assert not rows[name].agrees
         assert rows[name].notes == ("rotary_dim is not read: the whole head rotates",)
     assert rows["vllm"].agrees
+
+
+def test_hunyuan_vl_calls_xdrope_dynamic() -> None:
+    """tencent/HunyuanOCR: the class renames the type, and its rotary module takes alpha for a static base."""
+    from transformers import HunYuanVLTextConfig  # noqa: PLC0415
+    from transformers.models.hunyuan_vl import modeling_hunyuan_vl  # noqa: PLC0415
+
+    text = {"model_type": "hunyuan_vl_text", "hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
+    text |= {"head_dim": 64, "max_position_embeddings": 512, "rope_theta": 10000.0}
+    text |= {"rope_scaling": {"type": "xdrope", "alpha": 1000.0, "factor": 1.0, "xdrope_section": [8, 8, 8, 8]}}
+    module = modeling_hunyuan_vl.HunYuanVLRotaryEmbedding(HunYuanVLTextConfig(**json.loads(json.dumps(text))))
+    checkpoint = read_config({"model_type": "hunyuan_vl", "text_config": text})
+    meant = frequencies(checkpoint.ropes[0].spec).inv_freq
+    assert module.inv_freq.tolist() == pytest.approx(meant, rel=1e-6)
+    assert runtime_rows(checkpoint)["transformers"].agrees
