@@ -21,9 +21,7 @@ def test_pairs_that_are_treated_alike_are_told_together(capsys: pytest.CaptureFi
     assert "pairs 7 to 15: one turn takes 353 to 35,333 tokens\n" in shown
 
 
-def test_a_length_served_without_scaling_has_no_factor(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_length_served_without_scaling_has_no_factor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Attention in chunks serves four times the trained length with the frequencies that it was trained with."""
     config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
     chunks = {"original_max_position_embeddings": 64}

@@ -46,8 +46,9 @@ CONFIGS = {
     if (model_type, name, width) != ("qwen3", "longrope", "") and (model_type, name) != ("nemotron", "longrope")
 }
 SILENT = {key: value for key, value in SHAPE.items() if key != "rope_theta"} | {"head_dim": 64}
-CONFIGS |= {f"{name} by its class": {**SILENT, "model_type": name} for name in ("gpt_oss", "apertus")}
-CONFIGS |= {f"{name} switched off": {**SILENT, "model_type": name, "rope_scaling": None} for name in ("gpt_oss", "apertus")}
+for scales in ("gpt_oss", "apertus"):
+    CONFIGS[f"{scales} by its class"] = {**SILENT, "model_type": scales}
+    CONFIGS[f"{scales} switched off"] = {**SILENT, "model_type": scales, "rope_scaling": None}
 
 
 @pytest.fixture(scope="module")

@@ -203,10 +203,12 @@ def test_dbrx_rotates_by_another_base_than_its_attention_states() -> None:
     from transformers.models.dbrx.modeling_dbrx import DbrxRotaryEmbedding  # noqa: PLC0415
 
     config = {"model_type": "dbrx", "d_model": 256, "n_heads": 4, "n_layers": 2, "max_seq_len": 512}
-    config |= {"attn_config": {"kv_n_heads": 2, "rope_theta": 500000.0}}
+    config |= {"architectures": ["DbrxForCausalLM"], "attn_config": {"kv_n_heads": 2, "rope_theta": 500000.0}}
     oracle = DbrxRotaryEmbedding(DbrxConfig.from_dict(json.loads(json.dumps(config)))).inv_freq.double().tolist()
-    row = runtime_rows(read_config(config))["transformers"]
+    rows = runtime_rows(read_config(config))
+    row = rows["transformers"]
     assert not row.agrees
+    assert rows["llama.cpp"].agrees  # conversion/dbrx.py looks nowhere else
     assert row.notes == ("attn_config.rope_theta is not read: the base is 10000",)
     meant = frequencies(RopeSpec(500000.0, 64, 64, 512, 512)).inv_freq
     worst = max(abs(a - b) / b for a, b in zip(oracle, meant, strict=True))
