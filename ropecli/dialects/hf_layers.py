@@ -147,7 +147,8 @@ def _with_attention(place: Place, total: int) -> Found | None:
         return Found(tuple("full_attention" if flag else "linear_attention" for flag in flags), found.source)
     found = place.find("mamba_step")  # PLaMo-2: one layer of a step has attention, most of them with a window
     if found is not None and place.data.get("mamba_enabled") is not False:
-        step, full = whole(found, most=LAYERS_LIMIT), place.data.get("full_attention_idx") or ()
+        step, listed = whole(found, most=LAYERS_LIMIT), place.find("full_attention_idx")
+        full = [] if listed is None else items(listed)
         attends = ("full_attention" if i in full else "sliding_attention" for i in range(total))
         kinds = tuple(kind if i % step == step // 2 else "mamba" for i, kind in enumerate(attends))
         return Found(kinds, found.source)

@@ -393,7 +393,7 @@ def _class_share(model_type: str) -> dict[str, Any]:
 def _class_scales(model_type: str) -> bool:
     """Whether the class scales where the file is silent (gpt-oss), so that no scaling must be said in so many words."""
     own: Mapping[str, Any] = type_facts(model_type, alone=True).data.get("rope_parameters", {})
-    return own.get("rope_type", "default") != "default"
+    return bool(own.get("rope_type", "default") != "default")
 
 
 def _lengths(text: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -180,6 +180,21 @@ def test_the_context_length_of_each_runtime(kind: str) -> None:
     assert found == {name: expected.get(name, None if name == "mlx-lm" else 9000) for name in found}
 
 
+@pytest.mark.parametrize(
+    ("keys", "served"),
+    [
+        ({}, M),
+        ({"model_max_length": 131072}, 131072),  # CohereForAI/c4ai-command-r-v01
+        ({"seq_length": 2048}, 2048),
+        ({"max_sequence_length": 16384}, M),
+    ],
+)
+def test_which_of_several_lengths_vllm_serves(keys: dict[str, int], served: int) -> None:
+    """The shortest, but `model_max_length` wins (vLLM `_get_and_verify_max_len`)."""
+    request = asked(None, spec=RopeSpec(10_000.0, D, D, M, M), **keys)
+    assert readings(request)["vllm"].context_length == served
+
+
 def test_an_empty_rope_scaling_hides_rope_parameters_from_exllamav3() -> None:
     """ExLlamaV3 falls back to rope_parameters where rope_scaling is null, not where it is empty."""
     both = {"rope_parameters": YARN | {"rope_theta": 10_000.0}}
