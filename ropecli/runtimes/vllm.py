@@ -81,7 +81,7 @@ def context_length(request: Request, keys: Standardised) -> int:
 
 
 def _stated_length(request: Request) -> int:
-    """M: the shortest length that the config states, but `model_max_length` wins over all (Command-R). Raises Refused."""
+    """M: the shortest length that the config states, but `model_max_length` (Command-R) wins. Raises Refused."""
     if request.config.get("model_max_length"):
         return length(request.config, "model_max_length")
     stated = [length(request.config, name) for name in _LENGTHS if request.config.get(name) is not None]
