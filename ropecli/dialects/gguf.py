@@ -7,7 +7,7 @@ outwards; `yarn` multiplies cos and sin by (0.1·ln s + 1) · `attn_factor`, eve
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ropecli.dialects.gguf_archs import (
@@ -96,6 +96,8 @@ def read(metadata: Mapping[str, Any], divisors: Divisors) -> tuple[LayerRope, ..
     flags = [slides for slides, attend in windows if attend]
     layers = len(flags)
     full = _layer_rope(_Keys(metadata, arch), divisors, "full_attention", layers - sum(flags), sliding=False)
+    if layers < blocks:
+        full = replace(full, sources={**full.sources, "layers": _why_fewer(metadata, arch)})
     if not any(flags):
         every = UNROTATED_EVERY.get(arch, layers + 1)
         return (_renamed(full, "default", layers - layers // every),)
@@ -159,6 +161,15 @@ def _attending_layers(metadata: Mapping[str, Any], arch: str, blocks: int) -> li
         every = every if isinstance(every, int) and every > 0 else 1
         recurrent = [(block + 1) % every != 0 for block in range(blocks)]
     return [block < last and not recurrent[block] and all(count[block] for count in lists) for block in range(blocks)]
+
+
+def _why_fewer(metadata: Mapping[str, Any], arch: str) -> str:
+    """What makes layers with attention fewer than blocks, for `sources`."""
+    keys = ("recurrent_layers", "head_count_kv", "head_count")
+    lists = (f"{arch}.attention.{key}" for key in keys)
+    own = (f"{arch}.full_attention_interval", f"{arch}.nextn_predict_layers")
+    told = [key for key in lists if isinstance(metadata.get(key), list)] + [key for key in own if key in metadata]
+    return told[0] if told else f"default of architecture {arch}"
 
 
 def _sliding_layers(metadata: Mapping[str, Any], arch: str, layers: int) -> list[bool]:

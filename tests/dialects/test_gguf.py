@@ -155,6 +155,14 @@ def test_only_layers_with_attention_are_counted(arch: str, values: dict[str, Any
     assert only(metadata(arch, **values)).layers == layers
 
 
+def test_fewer_layers_than_blocks_say_why() -> None:
+    """The key that took layers away, or what llama.cpp knows of the architecture."""
+    named = only(metadata("lfm2", attention__head_count_kv=[0, 0, 8, 0]))
+    assert named.sources["layers"] == "lfm2.attention.head_count_kv"
+    assert only(metadata("qwen3next")).sources["layers"] == "default of architecture qwen3next"
+    assert only(metadata("llama")).sources["layers"] == "llama.block_count"
+
+
 @pytest.mark.parametrize("arch", ["granite", "granitemoe", "granitehybrid"])
 def test_granite_rotates_unless_the_file_says_no(arch: str) -> None:
     """llama.cpp takes `rope.scaling.finetuned` for a switch: Granite-4's hybrids have no positions at all."""
