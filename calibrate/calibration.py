@@ -21,6 +21,8 @@ IDENTITY = ("model_type", "config_sha256")
 """What a calibration file says of the checkpoint that it is for."""
 MOST_BYTES = 64 * 2**20
 """The largest calibration file that is read. Real ones, with the trace of thousands of trials, stay below 5 MiB."""
+FLOAT32 = 2.0**-23
+"""Relative spacing of a float32, in which a GGUF keeps the base that a config has in full."""
 YARN_LAW = (0.1, 1.0)
 """YaRN's own temperature, m(s) = 0.1·ln s + 1, as (a, b) (arXiv 2309.00071, equation 22)."""
 
@@ -61,9 +63,9 @@ class Calibrated:
         Raises BadCalibration when the base, or the number of pairs, is not the one that was calibrated, or when the
         parameters do not give the table that was scored.
         """
-        if spec.rope_theta != self.rope_theta:
+        if not math.isclose(spec.rope_theta, self.rope_theta, rel_tol=FLOAT32):
             raise BadCalibration(
-                f"calibrated for rope_theta {self.rope_theta:g}, the checkpoint has {spec.rope_theta:g}",
+                f"calibrated for rope_theta {self.rope_theta:.10g}, the checkpoint has {spec.rope_theta:.10g}",
                 where="rope.rope_theta",
                 hint="calibrate this checkpoint",
             )

@@ -153,12 +153,15 @@ def tokenizer_text(checkpoint: Checkpoint) -> str | None:
 def survey(conversion: Conversion, out: Path | None, weights: Weights) -> tuple[int, int]:
     """(files that go along, bytes that would be written at most); looks, and touches nothing.
 
-    Raises what `write` would before it writes, but does not mind an output that exists.
+    Raises what `write` would before it writes, but does not mind an output that exists. Where none is named, a lone
+    config is looked at by itself.
     """
-    files = _carried(conversion, weights)
+    source = conversion.checkpoint.path
+    lone = out is None and source is not None and source.is_file()
+    files = {} if lone else _carried(conversion, weights)
     if out is not None:
-        _check_target(conversion.checkpoint.path or out, out, force=True)
-    place_of_out = out or (conversion.checkpoint.path or Path()).absolute()
+        _check_target(source or out, out, force=True)
+    place_of_out = out or (source or Path()).absolute()
     return len(files), _most_bytes(conversion, files, place_of_out, weights)
 
 

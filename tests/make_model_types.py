@@ -40,6 +40,7 @@ KEPT = (
     "no_rope_layer_interval",
     "rope_interleave",
     "use_sliding_window",
+    "cross_attention_layers",
 )
 """Attributes whose default is kept under their own name."""
 
@@ -50,6 +51,8 @@ ELSEWHERE: Mapping[str, Any] = {
     "rotary_emb_base": 12345.0,
     "rotary_embedding_base": 12345.0,
     "rope_base": 12345.0,
+    "rope_embedding_base": 12345.0,
+    "rope_freq_constant": 12345.0,
     "rotary_pct": 0.75,
     "rope_pct": 0.75,
     "rotary_emb_fraction": 0.75,
@@ -77,7 +80,9 @@ ROPE_IF: Mapping[str, Mapping[str, Any]] = {
 BY_HAND: Mapping[str, Mapping[str, Any]] = {
     "phi3": {"rope_types": {"su": "longrope", "yarn": "longrope"}},  # Phi3Config.convert_rope_params_to_dict
     "phi4_multimodal": {"rope_types": {"su": "longrope", "yarn": "longrope"}},
+    "hunyuan_vl_text": {"rope_types": {"xdrope": "ntk_alpha"}},  # HunYuanVLTextConfig.convert_rope_params_to_dict
     "phimoe": {"mscale_pair": True},  # PhimoeRotaryEmbedding.forward
+    "zamba2": {"attention_expand": 2},  # Zamba2Config: attention_hidden_size = 2 * hidden_size
     "mimo_v2_flash": {"partial_rotary_factor": 0.334},  # MiMoV2FlashRotaryEmbedding
     "step3p5": {"groups": {"sliding_attention": {"theta_keys": ["rope_theta"]}}},  # Step3p7TextConfig.__post_init__
     "deepseek_v4": {  # DeepseekV4Attention: `rope_layer_type`
@@ -122,8 +127,21 @@ REMOTE: Mapping[str, Mapping[str, Any]] = {
         "layout": "interleaved",
         "reads": ["rope_ratio"],
     },
+    "baichuan": {  # vLLM baichuan.py: the model of 4096 dimensions rotates, that of 5120 has ALiBi
+        "rope_theta": 10000.0,
+        "rope_if": {"hidden_size": 4096},
+    },
+    "ernie4_5_moe_vl": {"rope_theta": 10000.0, "layout": "interleaved"},  # baidu/ERNIE-4.5-VL modeling: stacks sin, sin
+    "neobert": {  # chandar-lab/NeoBERT rotary.py: view_as_complex; `max_length` of NeoBERTConfig
+        "rope_theta": 10000.0,
+        "layout": "interleaved",
+        "max_position_embeddings": 4096,
+    },
 }
 """Types whose code is not in transformers but in the checkpoint, and that say less than they do."""
+
+REMOTE_WITHOUT = ("delta_net", "gated_deltanet", "gla", "hgrn", "hgrn2", "jais", "phi4flash", "rwkv5", "rwkv6", "rwkv7")
+"""Types of which the same holds, and that have no rotary embedding: linear attention, recurrence, ALiBi."""
 
 
 def text_configs(names: Iterable[str] = CONFIG_MAPPING) -> Iterator[tuple[str, PreTrainedConfig, PreTrainedConfig]]:
@@ -403,7 +421,7 @@ def everything() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "types": types,
         "wrappers": wrappers,
-        "without_rope": sorted(set(without) - set(types)),
+        "without_rope": sorted({*without, *REMOTE_WITHOUT} - set(types)),
     }
 
 

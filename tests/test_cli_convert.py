@@ -88,6 +88,19 @@ def test_convert_writes_a_checkpoint_and_tells_it_on_standard_error(run, checkpo
     assert read_checkpoint(str(out)).ropes[0].spec.max_length == 512
 
 
+def test_the_plan_of_a_lone_config(run, checkpoint, tmp_path):
+    """A config.json without weights has a diff, too; a new checkpoint needs the folder."""
+    source = tmp_path / "any-name.json"
+    source.write_bytes((checkpoint / "config.json").read_bytes())
+    status, out, _ = run("convert", source, "--rope-type", "yarn", "--factor", "4", "--dry-run")
+    assert (status, list(tmp_path.glob("out"))) == (0, [])
+    assert "+++ b/config.json" in out
+    assert '"rope_type": "yarn"' in out
+    status, _, said = run("convert", source, "--rope-type", "yarn", "--factor", "4", "--output", tmp_path / "out")
+    assert status == 2
+    assert "expected a checkpoint folder" in said
+
+
 def test_quiet_says_nothing(run, checkpoint, tmp_path):
     """With -q neither stream has a word."""
     assert run("convert", checkpoint, "-o", tmp_path / "out", *YARN, "-q") == (0, "", "")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.conversion import extended, plan
@@ -22,6 +23,7 @@ from ropecli.dialects import hf
 from ropecli.errors import RopeError
 from ropecli.findings import RULES, Finding, find, find_in_config
 from ropecli.frequencies import frequencies
+from ropecli.inspection import runtime_rows
 from ropecli.spec import Linear, Llama3, Longrope, Ntk, NtkByParts, Plain, Scaling, Yarn
 
 HERE = Path(__file__).parent
@@ -292,6 +294,26 @@ def test_model_types_of_version_5_need_no_older_keys() -> None:
     """No reader of version 4's keys knows a model that came with version 5: its rope_parameters alone are enough."""
     config = REAL["Llama-3.1-8B as transformers 5 saves it"]["config"]
     assert ids(lint({**config, "model_type": "hy_v3"})) == []
+
+
+def test_su_needs_its_original_length_inside() -> None:
+    """Phi-3-mini-128k's first config: version 5 fills the length in for longrope, and calls su so too late."""
+    lists = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
+    config = {"model_type": "phi3", "hidden_size": 32, "num_attention_heads": 8, "num_hidden_layers": 2}
+    config |= {"max_position_embeddings": 512, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    outside = config | {"rope_scaling": {"type": "su", **lists}}
+    inside = config | {"rope_scaling": {"type": "su", "original_max_position_embeddings": 64, **lists}}
+    for name, found in ((outside, True), (inside, False)):
+        rows = runtime_rows(read_checkpoint("-", stdin=io.StringIO(json.dumps(name))))
+        assert ("ROPE502" in ids(lint(name))) is found
+        assert (rows["transformers"].max_rel_diff is None) is found
+        if found:
+            with pytest.raises(KeyError):
+                AutoConfig.for_model(**json.loads(json.dumps(name)))
+        else:
+            assert AutoConfig.for_model(**name).rope_parameters["rope_type"] == "longrope"
+    mended = fixed(outside, lint(outside))
+    assert AutoConfig.for_model(**mended).rope_parameters["original_max_position_embeddings"] == 64
 
 
 @pytest.mark.parametrize("theta", [10000.0, 10000])

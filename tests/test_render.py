@@ -1,5 +1,6 @@
 """What `inspect` says to people."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,16 @@ def test_pairs_that_are_treated_alike_are_told_together(capsys: pytest.CaptureFi
     assert "pair 0: one turn takes 6.28 tokens\n" in shown
     assert "pairs 1 to 6: one turn takes 11 to 199 tokens before, 1.1 to 2.19 times that now\n" in shown
     assert "pairs 7 to 15: one turn takes 353 to 35,333 tokens\n" in shown
+
+
+def test_a_length_served_without_scaling_has_no_factor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Attention in chunks serves four times the trained length with the frequencies that it was trained with."""
+    config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
+    chunks = {"original_max_position_embeddings": 64}
+    config |= {"dual_chunk_attention_config": chunks}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "trained length L     64 tokens\n" in shown
+    assert "served length L'     256 tokens\n" in shown

@@ -14,10 +14,13 @@ from ropecli.dialects.gguf_archs import (
     BETAS_READ,
     FREQS_IGNORED,
     FREQS_USED,
+    FULL_EVERY,
     HALVES,
     INTERLEAVED,
     LOG_MULTIPLIER,
+    ONLY_WITH_LAYERS,
     SLIDING,
+    SWITCHED,
     UNROTATED,
     UNROTATED_EVERY,
     Sliding,
@@ -82,9 +85,20 @@ def read(metadata: Mapping[str, Any], divisors: Divisors) -> tuple[LayerRope, ..
         return ()
     if arch in FREQS_IGNORED:
         divisors = Divisors(long=divisors.long, short=divisors.short)
-    layers = _Keys(metadata, arch).layers()
-    flags = _sliding_layers(metadata, arch, layers)
+    blocks = _Keys(metadata, arch).layers()
+    if arch in SWITCHED and metadata.get(f"{arch}.rope.scaling.finetuned") is False:
+        return ()
+    if ONLY_WITH_LAYERS.get(arch, blocks) != blocks:
+        return ()
+    attends = _attending_layers(metadata, arch, blocks)
+    if not any(attends):
+        return ()
+    windows = zip(_sliding_layers(metadata, arch, blocks), attends, strict=True)
+    flags = [slides for slides, attend in windows if attend]
+    layers = len(flags)
     full = _layer_rope(_Keys(metadata, arch), divisors, "full_attention", layers - sum(flags), sliding=False)
+    if layers < blocks:
+        full = replace(full, sources={**full.sources, "layers": _why_fewer(metadata, arch)})
     if not any(flags):
         every = UNROTATED_EVERY.get(arch, layers + 1)
         return (replace(full, name="default", layers=layers - layers // every),)
@@ -124,6 +138,35 @@ class _Keys(Params):
         if found > MAX_LAYERS:
             raise BadParameter(f"expected at most {MAX_LAYERS}, found {found}", where=self.key("block_count"))
         return found
+
+
+def _attending_layers(metadata: Mapping[str, Any], arch: str, blocks: int) -> list[bool]:
+    """For each block whether it is a layer with attention.
+
+    Not those with no heads, or no heads for keys (LFM2, Granite-4, Nemotron-NAS), recurrent ones (Qwen3-Next), and the
+    last ones that only predict further tokens.
+    """
+    last = blocks
+    further = metadata.get(f"{arch}.nextn_predict_layers", 0)
+    if isinstance(further, int) and 0 < further < blocks:
+        last -= further
+    counts = [metadata.get(f"{arch}.attention.{key}") for key in ("head_count", "head_count_kv")]
+    lists = [count for count in counts if isinstance(count, list) and len(count) == blocks]
+    recurrent = metadata.get(f"{arch}.attention.recurrent_layers")
+    if not isinstance(recurrent, list) or len(recurrent) != blocks:
+        every = metadata.get(f"{arch}.full_attention_interval", FULL_EVERY.get(arch)) if arch in FULL_EVERY else None
+        every = every if isinstance(every, int) and every > 0 else 1
+        recurrent = [(block + 1) % every != 0 for block in range(blocks)]
+    return [block < last and not recurrent[block] and all(count[block] for count in lists) for block in range(blocks)]
+
+
+def _why_fewer(metadata: Mapping[str, Any], arch: str) -> str:
+    """What makes layers with attention fewer than blocks, for `sources`."""
+    keys = ("recurrent_layers", "head_count_kv", "head_count")
+    lists = (f"{arch}.attention.{key}" for key in keys)
+    own = (f"{arch}.full_attention_interval", f"{arch}.nextn_predict_layers")
+    told = [key for key in lists if isinstance(metadata.get(key), list)] + [key for key in own if key in metadata]
+    return told[0] if told else f"default of architecture {arch}"
 
 
 def _sliding_layers(metadata: Mapping[str, Any], arch: str, layers: int) -> list[bool]:

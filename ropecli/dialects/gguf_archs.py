@@ -223,6 +223,15 @@ SLIDING: Mapping[str, Sliding] = {
 UNROTATED_EVERY: Mapping[str, int] = {"smollm3": 4}
 """Every n-th layer does not rotate, though all layers see everything."""
 
+SWITCHED: frozenset[str] = frozenset(["granite", "granite_swa", "granitehybrid", "granitemoe"])
+"""Architectures that rotate unless `rope.scaling.finetuned` is false (`use_rope` in `src/models/granite.cpp`)."""
+
+ONLY_WITH_LAYERS: Mapping[str, int] = {"baichuan": 32}
+"""Architectures that rotate with this many layers alone: the others are taken for the 13B of Baichuan, with ALiBi."""
+
+FULL_EVERY: Mapping[str, int] = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
+"""Architectures of which every n-th layer has attention and the others are recurrent, where the file does not say."""
+
 BETAS_READ = frozenset({"grok", "mistral3"})
 """Architectures for which llama.cpp reads the betas of YaRN from the file; all others run with 32 and 1."""
 

@@ -107,8 +107,11 @@ def _name(config: Json) -> str:
 
 
 def _mentions_rope(text: Json) -> bool:
-    """MPT and others rotate only where their config says so; Grok-2 calls itself `git`, as a captioner does."""
+    """Some rotate only where their config says so: MPT, Jina-3, which calls itself `xlm-roberta`, and Grok-2, `git`."""
     if text.get("model_type") == "git" and text.get("rope_theta") is not None:
+        return True
+    kind = text.get("position_embedding_type")
+    if isinstance(kind, str) and kind.startswith(("rope", "rotary")):
         return True
     attention = text.get("attn_config")
     return isinstance(attention, Mapping) and attention.get("rope") is True
@@ -194,12 +197,17 @@ def _head_dim(reader: Reader) -> int:
     if found is not None:
         return whole(reader.note("head_dim", found))
     hidden, heads = reader.in_text("hidden_size"), reader.in_text("num_attention_heads")
+    times = reader.in_text("attention_expand")
     if hidden is None or heads is None:
         model, _defaults = reader.text[-2:]
         problem = "expected head_dim, or hidden_size and num_attention_heads, found neither"
         raise BadParameter(problem, where=model.key("head_dim"))
     reader.sources["head_dim"] = f"{hidden.source} / {heads.source}"
-    return whole(Found(whole(hidden) // whole(heads), reader.sources["head_dim"]))
+    width = whole(hidden)
+    if times is not None:
+        reader.sources["head_dim"] = f"{times.value} · {reader.sources['head_dim']}"
+        width *= whole(times)
+    return whole(Found(width // whole(heads), reader.sources["head_dim"]))
 
 
 def _layout(reader: Reader, facts: TypeFacts, *, mla: bool) -> Layout:

@@ -23,6 +23,7 @@ OLDER_KEYS: Mapping[str, tuple[str, str]] = {
     "rope_local_base_freq": ("full_attention", "sliding_attention"),
     "local_rope_theta": ("full_attention", "sliding_attention"),
     "swa_rope_theta": ("full_attention", "sliding_attention"),
+    "rope_local_theta": ("full_attention", "sliding_attention"),  # PLaMo-3
 }
 """For model types that are not known: a key with a base → the layers that are scaled, and those that it is for."""
 
@@ -89,7 +90,9 @@ def groups(text: Place, facts: TypeFacts) -> list[Group]:
 def _does_not_rotate(text: Place, facts: TypeFacts) -> bool:
     """ALiBi, another position embedding, or a switch that is off."""
     keys = text.data
-    if keys.get("alibi") is True or keys.get("no_rope") is True or keys.get("use_rope") is False:
+    if keys.get("alibi") is True or keys.get("no_rope") is True:
+        return True
+    if keys.get("use_rope") is False or keys.get("rope") is False:
         return True
     attention = keys.get("attn_config")
     if isinstance(attention, Mapping) and (attention.get("alibi") is True or attention.get("rope") is False):

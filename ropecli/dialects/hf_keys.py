@@ -22,6 +22,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "rotary_emb_base",  # GPT-NeoX, Nomic, Qwen-1
         "rotary_embedding_base",
         "rope_base",
+        "rope_embedding_base",  # Phi-3-small
+        "rope_freq_constant",  # OpenELM
         "base",  # InternLM-1, inside `rotary`
         "attn_config.rope_theta",  # MPT, DBRX
     ),
@@ -29,6 +31,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "head_dim",
         "attention_head_dim",  # Zamba2
         "kv_channels",  # ChatGLM, Qwen-1, JetMoe
+        "hidden_size_per_head",  # PLaMo
     ),
     "rotary_dim": ("rotary_dim",),  # GPT-J, CodeGen, MiniMax
     "partial_rotary_factor": (
@@ -38,9 +41,16 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "rotary_emb_fraction",  # Nomic
         "partial_rotary_factors",  # Step, one a layer
     ),
-    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "model_dim"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_num_attention_heads"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_num_hidden_layers"),
+    "layers": (
+        "num_hidden_layers",
+        "n_layer",
+        "n_layers",
+        "num_layers",
+        "decoder_num_hidden_layers",
+        "num_transformer_layers",  # OpenELM
+    ),
     "layer_types": ("layer_types", "layers_block_type", "block_types"),
     "max_length": (
         "max_position_embeddings",
@@ -50,7 +60,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "max_seq_len",
         "max_sequence_length",
         "model_max_length",
+        "max_context_length",  # OpenELM
+        "max_seqlen",  # StripedHyena
     ),
+    "sliding_window": ("sliding_window", "attention_window_size"),  # the second: PLaMo-2, RecurrentGemma
     "rope_type": ("rope_type", "type"),
     "factor": ("factor", "scaling_factor"),  # the second: Grok, InternLM-1
     "original_length": (ORIGINAL,),

@@ -7,11 +7,14 @@ from ropecli.dialects.hf_keys import LAYERS_LIMIT, Found, Place, items, nearest,
 from ropecli.dialects.hf_types import TypeFacts
 from ropecli.errors import BadParameter
 
-WITHOUT_ATTENTION = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe", "mlp"}
-"""Layer types that have no attention, so nothing to rotate."""
+WITHOUT_ATTENTION = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe", "mlp", "cross_attention"}
+"""Layer types that have no attention to the text itself, so nothing to rotate."""
 
 RENAMED = {"attention": "full_attention", "mamba": "linear_attention", "deepseek_sparse_attention": "indexed_attention"}
 """Older names of layer types (transformers 5.23 `_LEGACY_LAYER_TYPE_REMAP`)."""
+
+ATTENTION_LAYERS = ("attn_layer_indices", "full_attn_idxs", "attn_layer_idxs")
+"""Keys with the indices of the layers that have attention (Bamba, LFM2, StripedHyena); the others have none."""
 
 INTERVALS: Mapping[str, tuple[str, int]] = {
     "sliding_window_pattern": ("sliding_attention", 1),  # Gemma-3, Cohere-2, EXAONE-4
@@ -113,11 +116,10 @@ def _named(place: Place, total: int) -> Found | None:
 
 
 def _told(place: Place, total: int) -> Found | None:
-    """Bamba's indices of attention layers, DeepSeek-V4's compression, Qwen2's first layer with a window."""
-    found = place.find("attn_layer_indices")
+    """Indices, flags or blocks that say which layers have attention; compression; Qwen2's first layer with a window."""
+    found = _with_attention(place, total)
     if found is not None:
-        full = items(found)
-        return Found(tuple("full_attention" if i in full else "linear_attention" for i in range(total)), found.source)
+        return found
     found = place.find("compress_ratios")
     if found is not None and len(items(found)) >= total:
         ratios = numbers(found)[:total]
@@ -127,6 +129,36 @@ def _told(place: Place, total: int) -> Found | None:
         first = found.value
         return Found(tuple("sliding_attention" if i >= first else "full_attention" for i in range(total)), found.source)
     return None
+
+
+def _with_attention(place: Place, total: int) -> Found | None:
+    """Which layers attend to the text: lists of indices, MiniMax's list of ones, Nemotron-NAS's blocks."""
+    found = place.find(*ATTENTION_LAYERS)
+    if found is not None:
+        full = items(found)
+        return Found(tuple("full_attention" if i in full else "linear_attention" for i in range(total)), found.source)
+    found = place.find("cross_attention_layers")  # Mllama: these attend to the image
+    if found is not None:
+        across = items(found)
+        return Found(tuple("cross_attention" if i in across else "full_attention" for i in range(total)), found.source)
+    found = place.find("attn_type_list")
+    if found is not None and len(items(found)) >= total:
+        flags = numbers(found)[:total]
+        return Found(tuple("full_attention" if flag else "linear_attention" for flag in flags), found.source)
+    found = place.find("mamba_step")  # PLaMo-2: one layer of a step has attention, most of them with a window
+    if found is not None and place.data.get("mamba_enabled") is not False:
+        step, listed = whole(found, most=LAYERS_LIMIT), place.find("full_attention_idx")
+        full = [] if listed is None else items(listed)
+        attends = ("full_attention" if i in full else "sliding_attention" for i in range(total))
+        kinds = tuple(kind if i % step == step // 2 else "mamba" for i, kind in enumerate(attends))
+        return Found(kinds, found.source)
+    found = place.find("block_configs")
+    blocks = items(found) if found is not None else []
+    if found is None or len(blocks) < total or not all(isinstance(block, Mapping) for block in blocks):
+        return None
+    attention = [block.get("attention") for block in blocks[:total]]
+    gone = [isinstance(own, Mapping) and (own.get("no_op") or own.get("replace_with_linear")) for own in attention]
+    return Found(tuple("linear_attention" if none else "full_attention" for none in gone), found.source)
 
 
 def _every(place: Place, total: int) -> Found | None:

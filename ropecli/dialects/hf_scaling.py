@@ -89,16 +89,35 @@ def read_scaling(name: str, task: Task) -> tuple[Scaling, int, int]:
 
 
 def _unscaled(task: Task) -> tuple[int, int]:
-    """The lengths of an embedding that serves as far as it was trained."""
+    """The lengths of an embedding that serves as far as it was trained, unless a key beside it says how far that is."""
+    trained = _trained(task.reader)
+    if trained is not None and (length := whole(trained)) < task.longest:
+        task.reader.note("original_length", trained)
+        return length, task.longest
     task.reader.sources["original_length"] = task.reader.sources["max_length"]
     return task.longest, task.longest
 
 
+def _trained(reader: Reader) -> Found | None:
+    """The trained length where attention itself reaches beyond it: Qwen2.5-1M's chunks, Qwen-1's dynamic base."""
+    chunks, own = reader.in_text("dual_chunk_attention_config"), "original_max_position_embeddings"
+    if chunks is not None and isinstance(chunks.value, Mapping) and chunks.value.get(own) is not None:
+        return Found(chunks.value[own], f"{chunks.source}.{own}")
+    grows = reader.in_text("use_dynamic_ntk")
+    return reader.in_text("seq_length") if grows is not None and grows.value is True else None
+
+
 def _extended(task: Task, factor: float, original: Found | None = None) -> tuple[int, int]:
-    """The original length and the longest: max_position_embeddings, or factor · original where that is no longer."""
+    """The original length and the longest: max_position_embeddings, or factor · original where that is no longer.
+
+    A key beside max_position_embeddings that states the latter wins (Yarn-Mistral's `max_sequence_length`).
+    """
     sources = task.reader.sources
     start = original or task.original or Found(task.longest, sources["max_length"])
     length = whole(task.reader.note("original_length", start))
+    stated = _stated(task, factor * length)
+    if stated is not None:
+        return length, whole(task.reader.note("max_length", stated))
     if task.longest > length:
         return length, task.longest
     sources["max_length"] = f"factor · {start.source}"

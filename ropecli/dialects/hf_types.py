@@ -10,6 +10,7 @@ The facts are data: `model_types.json`, made from the installed transformers by 
       groups      its default is nested: layer type → default dict, fallback θ, the keys that set θ, whether a flat
                   `rope_scaling` lands there, and whether its `type` is then not read (`rope_type` is)
       rope_layers the layer types that rotate, where others do not
+      attention_expand  how many times as wide as the hidden state all heads together are, where not once
       rope_if     a key and the value it must have for the model to rotate at all
       rope_types  a `rope_type` that means another one in this model
     wrappers      model_type of a multimodal config → the model type of its language model, and other defaults for it
@@ -30,6 +31,8 @@ ELSEWHERE = frozenset(
         "rotary_emb_base",
         "rotary_embedding_base",
         "rope_base",
+        "rope_embedding_base",
+        "rope_freq_constant",
         "rotary_pct",
         "rope_pct",
         "rotary_emb_fraction",

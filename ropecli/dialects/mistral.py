@@ -36,8 +36,10 @@ def _layer_rope(params: Params) -> LayerRope:
         "layout": "default of mistral",
     }
     theta = params.number("rope_theta")
-    if theta is None:
-        theta = params.default("rope_theta", 10000.0, "assumed: 10000")
+    if theta is None and params.data.get("sliding_window") is None:
+        theta = params.default("rope_theta", 1_000_000.0, "assumed: 1000000, as mistral-inference without a window")
+    elif theta is None:
+        theta = params.default("rope_theta", 10_000.0, "assumed: 10000, as mistral-inference with a window")
     longest = params.whole("max_length", "max_position_embeddings", "max_seq_len")
     scaling, original = _scaling(params)
     if longest is None:

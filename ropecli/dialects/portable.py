@@ -35,7 +35,7 @@ Schema = Literal["both", "v4", "v5"]
 KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 """Members of a scaling dict that say how wide or how split the rotation is; they survive every rewrite."""
 
-OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith("_base"))
+OTHER_BASES = tuple(key for key in NAMES["rope_theta"] if key.endswith(("_base", "_constant")))
 """What older model types call the base."""
 
 LONGROPE_ONLY = frozenset(("phi3", "phi3_v", "phi4_multimodal", "phi4mm", "phimoe"))
@@ -210,7 +210,8 @@ def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dic
     kept = _class_share(model_type) | _kept(text, text.get("rope_parameters"), text.get("rope_scaling"))
     scaling = _scaling_of(text, spec)
     v5 = {"rope_theta": theta} | (scaling or {"rope_type": "default"}) | kept
-    v4 = None if scaling is None and not kept else (scaling or {"rope_type": "default"}) | kept
+    silent = scaling is None and not kept and not _class_scales(model_type)
+    v4 = None if silent else (scaling or {"rope_type": "default"}) | kept
     changes = _lengths(text, served_length(spec))
     changes |= {key: theta for key in OTHER_BASES if key in text}
     attention = text.get("attn_config")
@@ -388,6 +389,12 @@ def _class_share(model_type: str) -> dict[str, Any]:
     data = type_facts(model_type, alone=True).data
     share = data.get("rope_parameters", {}).get("partial_rotary_factor", data.get("partial_rotary_factor"))
     return {"partial_rotary_factor": share} if share is not None and "qk_rope_head_dim" in data else {}
+
+
+def _class_scales(model_type: str) -> bool:
+    """Whether the class scales where the file is silent (gpt-oss), so that no scaling must be said in so many words."""
+    own: Mapping[str, Any] = type_facts(model_type, alone=True).data.get("rope_parameters", {})
+    return bool(own.get("rope_type", "default") != "default")
 
 
 def _lengths(text: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.dialects.hf_scaling import READERS, SAME_TYPE
 from ropecli.findings.context import Block, Context, number, shown
 from ropecli.findings.keys import most_like
@@ -31,7 +32,10 @@ FOREIGN_TYPE = Rule(
     severity="warning",
     title="A scaling that transformers does not have",
     what="rope_type is a name that only some runtimes, or the model's own code, know.",
-    effect="transformers stops with a KeyError unless the model's class knows the name.",
+    effect=(
+        "transformers stops with a KeyError unless the model's class knows the name; Phi-3's knows su, and stops all "
+        "the same where original_max_position_embeddings stands outside."
+    ),
     fix="Write the name that transformers has, where there is one.",
     source="transformers 5.23 ROPE_INIT_FUNCTIONS; vLLM and ExLlamaV3 know su, vLLM alone ntk and deepseek_yarn.",
 )
@@ -169,6 +173,8 @@ def _unknown_type(ctx: Context) -> Iterator[Finding]:
 def _foreign_type(ctx: Context) -> Iterator[Finding]:
     for block, name in _names(ctx):
         by_class = name in ctx.facts.data.get("rope_types", {}) or (name == "mrope" and "mrope_section" in block.data)
+        # Phi-3's class renames su after the original length has been filled in, so that it must stand inside
+        by_class &= name != "su" or block.data.get(ORIGINAL) is not None
         if _known(block, name) and name not in OF_TRANSFORMERS and not by_class:
             same = SAME_TYPE.get(name, "")
             fix = (

@@ -56,7 +56,8 @@ def _rope_rows(rope: LayerRope) -> Iterator[tuple[str, str]]:
     yield "rotary dims", f"{spec.rotary_dim}{part}, {spec.pairs} pairs, {spec.layout} layout"
     yield "trained length L", f"{spec.original_length:,} tokens"
     if spec.max_length != spec.original_length:
-        yield "served length L'", f"{spec.max_length:,} tokens (factor {scaling.factor:g})"
+        factor = "" if scaling.factor == 1 else f" (factor {scaling.factor:g})"
+        yield "served length L'", f"{spec.max_length:,} tokens{factor}"
     parameters = {
         "beta_fast": "β (beta_fast)",
         "beta_slow": "α (beta_slow)",

@@ -20,7 +20,7 @@ LENGTHS = (
 )
 """Keys that hold the longest sequence, the most usual first."""
 
-LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
+LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta", "rope_local_theta")
 """Top-level keys that hold the base of sliding-window layers."""
 
 GLOBAL_THETAS = ("global_rope_theta",)
@@ -28,6 +28,9 @@ GLOBAL_THETAS = ("global_rope_theta",)
 
 OWN_LOCAL_THETA = ("gemma3", "t5gemma2")
 """How model types begin whose sliding-window layers never take the base of the others."""
+
+SCALED_AS_STATED = ("minicpm3",)
+"""Model types with latent attention whose classes in vLLM and SGLang do not take every scaling for DeepSeek's YaRN."""
 
 _NEVER_NOTED = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved"}
 

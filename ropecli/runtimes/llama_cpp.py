@@ -94,6 +94,9 @@ def _theta(request: Request, parameters: Keys) -> float:
             for name in names:
                 if place.get(name) is not None:
                     return number(place, name)
+    of_attention = block(request.config, "attn_config") if request.architecture == "DbrxForCausalLM" else {}
+    if "rope_theta" in of_attention:
+        return number(of_attention, "rope_theta")
     if "rope_theta" in parameters:
         return number(parameters, "rope_theta")
     for name in _THETAS:

@@ -14,7 +14,7 @@ from ropecli.runtimes.formulas import (
     rotation_ramp,
     unscaled,
 )
-from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional
+from ropecli.runtimes.keys import SCALED_AS_STATED, ignored, length, max_positions, number, numbers, optional
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.serving import (
     Serving,
@@ -47,7 +47,7 @@ def rule(request: Request) -> Reading:
     keys = standardised(request, top_level=request.model_type in PHI3)
     parameters, notes = _with_top_level(request, keys.parameters)
     kind = keys.rope_type
-    if request.rope.mla and kind != "default":
+    if request.rope.mla and kind != "default" and request.model_type not in SCALED_AS_STATED:
         kind = "deepseek_yarn"
     base = unscaled(request, number(parameters, "rope_theta"))
     inv_freq, attention_factor, more = _compute(kind, parameters, base, max_positions(request, _LENGTHS))

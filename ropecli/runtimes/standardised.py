@@ -109,6 +109,9 @@ def _complete(given: Keys, *, request: Request, rename: Callable[[Keys], str], t
     """A copy of an entry with type, base and original length filled in."""
     entry = dict(given)
     entry.setdefault("rope_theta", _theta(request))
+    if request.model_type in PHI3 and _own_name(entry) == "su" and ORIGINAL not in entry:
+        # it becomes longrope after the original length has been filled in for the types that are called so by then
+        raise Refused(f"KeyError: su, which becomes longrope, needs {ORIGINAL} beside it")
     entry["rope_type"] = rename(entry)
     if request.model_type in PHI3 and entry["rope_type"] in {"su", "yarn"}:
         entry["rope_type"] = "longrope"

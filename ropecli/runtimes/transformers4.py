@@ -31,7 +31,7 @@ from ropecli.runtimes.keys import (
     rope_type,
 )
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
-from ropecli.runtimes.transformers5 import KNOWN, NEEDS_HEAD_DIM, own_alpha, own_mscale
+from ropecli.runtimes.transformers5 import KNOWN, NEEDS_HEAD_DIM, heeded, own_alpha, own_mscale
 from ropecli.spec import RopeSpec
 
 _UNSCALED = {"nemotron"}
@@ -63,15 +63,22 @@ def _check_class(request: Request, given: Keys, kind: str) -> None:
         raise Refused(f"TypeError: {kind} needs a head_dim in the file, which this model's class leaves null")
 
 
+_SCALED_BY_CLASS = {"apertus", "gpt_oss"}
+"""Model types whose class scales where the file has no rope_scaling; a null switches it off."""
+
+
 def _is_float(value: object) -> TypeGuard[float]:
     return isinstance(value, float)
 
 
 def rule(request: Request) -> Reading:
     """The frequencies of `ROPE_INIT_FUNCTIONS`, at the original length."""
-    base = unscaled(request, outer_theta(request))
-    notes = rope_parameters_unread(request)
+    base, unread = heeded(request, unscaled(request, outer_theta(request)))
+    notes = rope_parameters_unread(request) + unread
     given = request.config.get("rope_scaling")
+    if "rope_scaling" not in request.config and request.model_type in _SCALED_BY_CLASS:
+        given = {**request.class_defaults.get("rope_parameters", {})}
+        given.pop("rope_theta", None)  # the base stands beside it there
     if not isinstance(given, Mapping) or local_layer(request):
         return Reading(plain(base), 1.0, max_positions(request), notes)
     if request.model_type == "phi3" and set(given) != {"type", "short_factor", "long_factor"}:

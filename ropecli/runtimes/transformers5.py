@@ -3,6 +3,9 @@
 Source: transformers 5.24.0 `modeling_rope_utils.py`, `models/llama/modeling_llama.py`.
 """
 
+from dataclasses import replace
+from functools import partial
+
 from ropecli.dialects.hf_keys import ORIGINAL
 from ropecli.dialects.portable import UNSTATED_HEAD
 from ropecli.runtimes.formulas import (
@@ -17,7 +20,7 @@ from ropecli.runtimes.formulas import (
     rotation_ramp,
     unscaled,
 )
-from ropecli.runtimes.keys import length, max_positions, number, numbers, optional
+from ropecli.runtimes.keys import length, max_positions, number, numbers, optional, rope_type
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.serving import Serving, must_agree, one_line, override, placed, refused
 from ropecli.runtimes.standardised import Standardised, standardised
@@ -45,13 +48,22 @@ OWN_KEYS: dict[str, set[str]] = {
 }
 """Keys that only these model types read."""
 
+THETA_OF_ATTENTION, THETA_UNREAD = ("dbrx",), "attn_config.rope_theta"
+"""Model types whose attention keeps a base of its own in version 5 and rotates by `rope_parameters` alone."""
+
+WHOLE_HEAD = ("minimax",)
+"""Model types whose weights were trained with a `rotary_dim` that their class does not read, in version 4 neither."""
+
 _NO_COMPLAINT = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 
 
 def rule(request: Request) -> Reading:
     """The frequencies of `ROPE_INIT_FUNCTIONS`, at the original length."""
-    keys = standardised(request)
-    base = unscaled(request, number(keys.parameters, "rope_theta"))
+    keys = standardised(request, rename=partial(_named, request))
+    base, unread = heeded(request, unscaled(request, number(keys.parameters, "rope_theta")))
+    if request.model_type in THETA_OF_ATTENTION and request.rope.sources.get("rope_theta") == THETA_UNREAD:
+        base = replace(base, rope_theta=number(request.class_defaults, "rope_theta", 10_000.0))
+        unread = (f"{THETA_UNREAD} is not read: the base is {base.rope_theta:g}",)
     inv_freq, attention_factor, notes = _compute(keys, base, request)
     if request.model_type in DEFAULT_ONLY and keys.rope_type != "default":
         raise Refused(f"ValueError: {request.model_type} does not support the scaling {keys.rope_type!r}")
@@ -60,7 +72,20 @@ def rule(request: Request) -> Reading:
     known = KNOWN.get(keys.rope_type, set(keys.parameters)) | OWN_KEYS.get(request.model_type, set())
     unknown = sorted(set(keys.parameters) - _NO_COMPLAINT - known)
     warned = tuple(f"{name} ignored, with a warning" for name in unknown)
-    return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + warned + notes)
+    return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + unread + warned + notes)
+
+
+def _named(request: Request, entry: Keys) -> str:
+    """The type after the class has renamed it: HunYuan-VL's calls xdrope dynamic."""
+    kind = rope_type(entry, "rope_type", "type")
+    return "dynamic" if kind == "xdrope" and request.model_type.startswith("hunyuan_vl") else kind
+
+
+def heeded(request: Request, base: RopeSpec) -> tuple[RopeSpec, tuple[str, ...]]:
+    """The base as the class sees it: MiniMax-Text-01's rotates the whole head, whatever its `rotary_dim` says."""
+    if request.model_type in WHOLE_HEAD and request.rope.sources.get("rotary_dim") == "rotary_dim":
+        return replace(base, rotary_dim=base.head_dim), ("rotary_dim is not read: the whole head rotates",)
+    return base, ()
 
 
 def _compute(keys: Standardised, base: RopeSpec, request: Request) -> Computed:

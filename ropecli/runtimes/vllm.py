@@ -21,7 +21,7 @@ from ropecli.runtimes.formulas import (
     rotation_ramp,
     unscaled,
 )
-from ropecli.runtimes.keys import ignored, length, max_positions, number, numbers, optional, rope_type
+from ropecli.runtimes.keys import SCALED_AS_STATED, ignored, length, max_positions, number, numbers, optional, rope_type
 from ropecli.runtimes.reading import Computed, Keys, Reading, Refused, Request, Runtime
 from ropecli.runtimes.serving import (
     Serving,
@@ -38,6 +38,9 @@ from ropecli.runtimes.serving import (
 from ropecli.runtimes.standardised import Standardised, standardised
 from ropecli.runtimes.vllm_formulas import deepseek_yarn, extrapolated, gemma4_proportional, yarn_ramp
 from ropecli.spec import LayerRope, Longrope, RopeSpec, default_attention_factor
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+"""Keys that hold a longest sequence, beside `model_max_length`."""
 
 Yarn: TypeAlias = Callable[[Keys, RopeSpec], Computed]
 """How a version of vLLM computes `yarn` from the parameters and the unscaled base."""
@@ -62,7 +65,7 @@ def later_yarn(parameters: Keys, base: RopeSpec) -> Computed:
 
 def context_length(request: Request, keys: Standardised) -> int:
     """`_get_and_verify_max_len`: L·s for yarn, M for llama3 and longrope, M·s for all else, Gemma-3 exempt."""
-    derived, factor = max_positions(request), 1.0
+    derived, factor = _stated_length(request), 1.0
     if "gemma3" in request.model_type:
         return derived
     types = [entry["rope_type"] for entry in keys.entries]
@@ -75,6 +78,14 @@ def context_length(request: Request, keys: Standardised) -> int:
     if "longrope" in types and ORIGINAL in request.config:
         return length(request.config, ORIGINAL)
     return int(derived * factor)
+
+
+def _stated_length(request: Request) -> int:
+    """M: the shortest length that the config states, but `model_max_length` (Command-R) wins. Raises Refused."""
+    if request.config.get("model_max_length"):
+        return length(request.config, "model_max_length")
+    stated = [length(request.config, name) for name in _LENGTHS if request.config.get(name) is not None]
+    return min(stated) if stated else max_positions(request)
 
 
 def _type(entry: Keys) -> str:
@@ -96,7 +107,7 @@ def _nesting(keys: Standardised) -> tuple[str, ...]:
 
 def _compute(request: Request, keys: Standardised, base: RopeSpec, yarn: Yarn, context: int) -> Computed:
     parameters, kind = keys.parameters, keys.rope_type
-    if request.rope.mla and kind != "default":
+    if request.rope.mla and kind != "default" and request.model_type not in SCALED_AS_STATED:
         kind = "deepseek_yarn"
     computed: Computed
     match kind:

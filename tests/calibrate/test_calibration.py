@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -60,6 +61,18 @@ def calibration(scaling: Scaling = FOUND) -> Calibration:
 
 def document(scaling: Scaling = FOUND) -> dict[str, Any]:
     return json.loads(json.dumps(calibration(scaling).to_json(), allow_nan=False))
+
+
+def test_a_gguf_keeps_the_base_in_a_float32_and_is_the_same_model() -> None:
+    """283461213 (gradientai's Llama-3-8B-262k) is 283461216 in a GGUF."""
+    spec = replace(PLAIN, rope_theta=283461213.0, scaling=FOUND, max_length=1024)
+    data = document() | {"rope": rope_to_json(spec), "inv_freq": list(frequencies(spec, 1024).inv_freq)}
+    found = calibrated_from_json(data, "file.json")
+    in_gguf = struct.unpack("<f", struct.pack("<f", 283461213.0))[0]
+    onto = found.onto(replace(PLAIN, rope_theta=in_gguf))
+    assert onto.rope_theta == in_gguf != found.rope_theta
+    with pytest.raises(BadCalibration, match="283461213, the checkpoint has 283461500"):
+        found.onto(replace(PLAIN, rope_theta=283461500.0))
 
 
 @pytest.mark.parametrize("name", SCALINGS)

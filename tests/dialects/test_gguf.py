@@ -137,6 +137,47 @@ def ggml_rope(
     return inv_freq, mscale
 
 
+@pytest.mark.parametrize(
+    ("arch", "values", "layers"),
+    [
+        ("lfm2", {"attention__head_count_kv": [0, 0, 8, 0]}, 1),
+        ("granitehybrid", {"attention__head_count_kv": [0, 2, 0, 2], "rope__scaling__finetuned": True}, 2),
+        ("deci", {"attention__head_count": [4, 0, 4, 4], "attention__head_count_kv": [2, 0, 0, 2]}, 2),
+        ("qwen3next", {"block_count": 8}, 2),
+        ("qwen35", {"block_count": 9, "nextn_predict_layers": 1, "full_attention_interval": 2}, 4),
+        ("qwen35moe", {"attention__recurrent_layers": [True, False, True, True]}, 1),
+        ("glm4moe", {"block_count": 5, "nextn_predict_layers": 1}, 4),
+        ("llama", {}, 4),
+    ],
+)
+def test_only_layers_with_attention_are_counted(arch: str, values: dict[str, Any], layers: int) -> None:
+    """No heads, no heads for keys, a recurrent layer or one that predicts further tokens: nothing rotates there."""
+    assert only(metadata(arch, **values)).layers == layers
+
+
+def test_fewer_layers_than_blocks_say_why() -> None:
+    """The key that took layers away, or what llama.cpp knows of the architecture."""
+    named = only(metadata("lfm2", attention__head_count_kv=[0, 0, 8, 0]))
+    assert named.sources["layers"] == "lfm2.attention.head_count_kv"
+    assert only(metadata("qwen3next")).sources["layers"] == "default of architecture qwen3next"
+    assert only(metadata("llama")).sources["layers"] == "llama.block_count"
+
+
+@pytest.mark.parametrize("arch", ["granite", "granitemoe", "granitehybrid"])
+def test_granite_rotates_unless_the_file_says_no(arch: str) -> None:
+    """llama.cpp takes `rope.scaling.finetuned` for a switch: Granite-4's hybrids have no positions at all."""
+    assert read(metadata(arch, rope__scaling__finetuned=False), Divisors()) == ()
+    assert only(metadata(arch, rope__scaling__finetuned=True)).layers == 4
+    assert only(metadata(arch)).layers == 4
+    assert only(metadata("llama", rope__scaling__finetuned=False)).layers == 4
+
+
+def test_only_baichuan_7b_rotates() -> None:
+    """llama.cpp tells the two by the number of layers; the other one has ALiBi."""
+    assert only(metadata("baichuan", block_count=32)).layers == 32
+    assert read(metadata("baichuan", block_count=40), Divisors()) == ()
+
+
 class TestMeaning:
     """Frequencies and temperature are those that llama.cpp computes from the same file."""
 

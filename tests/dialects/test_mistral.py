@@ -41,8 +41,15 @@ def test_first_generation() -> None:
     rope = only(MISTRAL_7B)
     assert rope.spec == RopeSpec(10000.0, 128, 128, 128_000, 128_000, Plain(), "interleaved")
     assert (rope.layers, rope.sliding_window) == (32, 4096)
-    assert rope.sources["rope_theta"] == "assumed: 10000"
+    assert rope.sources["rope_theta"] == "assumed: 10000, as mistral-inference with a window"
     assert rope.sources["max_length"] == "assumed: 128000, as vLLM does"
+
+
+def test_mixtral_has_another_base_than_mistral_7b() -> None:
+    """No file of either states one: mistral-inference takes 1000000 where there is no window."""
+    rope = only({key: value for key, value in MISTRAL_7B.items() if key != "sliding_window"})
+    assert rope.spec.rope_theta == 1_000_000.0
+    assert rope.sources["rope_theta"] == "assumed: 1000000, as mistral-inference without a window"
 
 
 def test_yarn() -> None:

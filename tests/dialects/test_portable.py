@@ -374,6 +374,22 @@ def test_divisors_for_phi_are_what_its_class_computes(embedding, schema, tmp_pat
     assert (cos[:, :16] - wanted).abs().max() <= 1e-3
 
 
+@pytest.mark.parametrize("model_type", ["gpt_oss", "ministral3"])
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("scaling", [Plain(), Ntk(4.0)], ids=["none", "ntk"])
+def test_no_scaling_is_said_to_a_class_that_scales_by_itself(scaling, schema, model_type):
+    """Silence would mean the YaRN that the class defaults."""
+    config = {"model_type": model_type, "hidden_size": 512, "num_attention_heads": 8, "head_dim": 64}
+    config |= {"num_hidden_layers": 2, "max_position_embeddings": 4096, "rope_theta": 150000.0, "rope_scaling": None}
+    spec = RopeSpec(150000.0, 64, 64, 4096, round(4096 * scaling.factor), scaling)
+    after = converted(config, spec, schema)
+    (rope,) = hf.read(after)
+    assert frequencies(rope.spec).inv_freq == pytest.approx(frequencies(spec).inv_freq, rel=1e-12)
+    loaded = AutoConfig.for_model(**after)
+    assert loaded.rope_parameters["rope_type"] == "default"
+    assert loaded.rope_parameters["rope_theta"] == pytest.approx(portable.written_theta(spec))
+
+
 def test_a_ratio_of_the_base_is_refused():
     """ChatGLM's own code multiplies the base and reads no scaling: no config could extend it."""
     spec = grown(RopeSpec(10000.0, 32, 32, 128, 128), FAMILIES["yarn"])

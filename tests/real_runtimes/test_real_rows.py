@@ -45,6 +45,10 @@ CONFIGS = {
     for width, more in (("", {}), (", with head_dim", {"head_dim": 64}))
     if (model_type, name, width) != ("qwen3", "longrope", "") and (model_type, name) != ("nemotron", "longrope")
 }
+SILENT = {key: value for key, value in SHAPE.items() if key != "rope_theta"} | {"head_dim": 64}
+for scales in ("gpt_oss", "apertus"):
+    CONFIGS[f"{scales} by its class"] = {**SILENT, "model_type": scales}
+    CONFIGS[f"{scales} switched off"] = {**SILENT, "model_type": scales, "rope_scaling": None}
 
 
 @pytest.fixture(scope="module")

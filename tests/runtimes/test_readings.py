@@ -189,6 +189,21 @@ def test_the_context_length_of_each_runtime(kind: str) -> None:
     assert found == {name: expected.get(name, None if name == "mlx-lm" else 9000) for name in found}
 
 
+@pytest.mark.parametrize(
+    ("keys", "served"),
+    [
+        ({}, M),
+        ({"model_max_length": 131072}, 131072),  # CohereForAI/c4ai-command-r-v01
+        ({"seq_length": 2048}, 2048),
+        ({"max_sequence_length": 16384}, M),
+    ],
+)
+def test_which_of_several_lengths_vllm_serves(keys: dict[str, int], served: int) -> None:
+    """The shortest, but `model_max_length` wins (vLLM `_get_and_verify_max_len`)."""
+    request = asked(None, spec=RopeSpec(10_000.0, D, D, M, M), **keys)
+    assert readings(request)["vllm"].context_length == served
+
+
 def test_an_empty_rope_scaling_hides_rope_parameters_from_exllamav3() -> None:
     """ExLlamaV3 falls back to rope_parameters where rope_scaling is null, not where it is empty."""
     both = {"rope_parameters": YARN | {"rope_theta": 10_000.0}}
@@ -293,6 +308,21 @@ def gemma3(layer_type: str) -> dict[str, Reading]:
             default_rope_theta=1e6,
         )
     )
+
+
+@pytest.mark.parametrize("row", ["vllm", "vllm-2026-08", "sglang"])
+def test_minicpm3_has_latent_attention_and_longrope_as_it_says(row: str) -> None:
+    """Its classes in vLLM and SGLang hand `rope_scaling` on; DeepSeek's would compute YaRN, and miss a factor."""
+    lists = {"short_factor": [2.0] * (D // 2), "long_factor": [2.0] * (D // 2)}
+    scaling = Longrope(1.0, (2.0,) * (D // 2), (2.0,) * (D // 2), attention_factor=1.0, short_attention_factor=1.0)
+    request = asked(
+        {"type": "longrope", ORIGINAL: M, **lists},
+        spec=RopeSpec(10_000.0, D, D, M, M, scaling),
+        architecture="MiniCPM3ForCausalLM",
+        model_type="minicpm3",
+        mla=True,
+    )
+    assert compare(readings(request)[row], frequencies(request.rope.spec)) == (0.0, True)
 
 
 def test_a_config_nested_by_layer_type() -> None:

@@ -1,5 +1,6 @@
 """The transformers row against the installed transformers itself."""
 
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ropecli.checkpoint import Checkpoint, read_checkpoint
+from ropecli.frequencies import frequencies
+from ropecli.inspection import runtime_rows
 from ropecli.runtimes import Reading, Request
 from ropecli.runtimes.transformers5 import RUNTIME
 from ropecli.spec import LayerRope, Plain, RopeSpec, Yarn
@@ -191,3 +195,58 @@ def test_a_model_with_two_kinds_of_layers(spelling: str, layer_type: str) -> Non
     assert reading.inv_freq == pytest.approx(oracle, rel=2e-6)
     assert reading.attention_factor == pytest.approx(getattr(module, f"{layer_type}_attention_scaling"))
     assert any("truncate" in note for note in reading.notes) is not sliding
+
+
+def test_dbrx_rotates_by_another_base_than_its_attention_states() -> None:
+    """databricks/dbrx-instruct has the base in `attn_config` alone, where version 5 keeps it and does not use it."""
+    from transformers import DbrxConfig  # noqa: PLC0415
+    from transformers.models.dbrx.modeling_dbrx import DbrxRotaryEmbedding  # noqa: PLC0415
+
+    config = {"model_type": "dbrx", "d_model": 256, "n_heads": 4, "n_layers": 2, "max_seq_len": 512}
+    config |= {"architectures": ["DbrxForCausalLM"], "attn_config": {"kv_n_heads": 2, "rope_theta": 500000.0}}
+    oracle = DbrxRotaryEmbedding(DbrxConfig.from_dict(json.loads(json.dumps(config)))).inv_freq.double().tolist()
+    rows = runtime_rows(read_config(config))
+    row = rows["transformers"]
+    assert not row.agrees
+    assert rows["llama.cpp"].agrees  # conversion/dbrx.py looks nowhere else
+    assert row.notes == ("attn_config.rope_theta is not read: the base is 10000",)
+    meant = frequencies(RopeSpec(500000.0, 64, 64, 512, 512)).inv_freq
+    worst = max(abs(a - b) / b for a, b in zip(oracle, meant, strict=True))
+    assert row.max_rel_diff == pytest.approx(worst, rel=1e-5)
+    assert runtime_rows(read_config(config | {"rope_theta": 500000.0}))["transformers"].agrees
+
+
+def read_config(config: dict[str, Any]) -> Checkpoint:
+    return read_checkpoint("-", stdin=io.StringIO(json.dumps(config)))
+
+
+def test_minimax_rotates_the_whole_head_whatever_its_rotary_dim() -> None:
+    """MiniMaxAI/MiniMax-Text-01-hf was trained with half of it; vLLM reads `rotary_dim`, this class does not."""
+    from transformers import MiniMaxConfig  # noqa: PLC0415
+    from transformers.models.minimax.modeling_minimax import MiniMaxRotaryEmbedding  # noqa: PLC0415
+
+    config = {"model_type": "minimax", "hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config |= {"head_dim": 64, "rotary_dim": 32, "max_position_embeddings": 512, "rope_theta": 10000.0}
+    assert len(MiniMaxRotaryEmbedding(MiniMaxConfig.from_dict(dict(config))).inv_freq) == 32
+    checkpoint = read_config(config)
+    assert checkpoint.ropes[0].spec.rotary_dim == 32
+    rows = runtime_rows(checkpoint)
+    for name in ("transformers", "transformers-4"):
+        assert not rows[name].agrees
+        assert rows[name].notes == ("rotary_dim is not read: the whole head rotates",)
+    assert rows["vllm"].agrees
+
+
+def test_hunyuan_vl_calls_xdrope_dynamic() -> None:
+    """tencent/HunyuanOCR: the class renames the type, and its rotary module takes alpha for a static base."""
+    from transformers import HunYuanVLTextConfig  # noqa: PLC0415
+    from transformers.models.hunyuan_vl import modeling_hunyuan_vl  # noqa: PLC0415
+
+    text = {"model_type": "hunyuan_vl_text", "hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
+    text |= {"head_dim": 64, "max_position_embeddings": 512, "rope_theta": 10000.0}
+    text |= {"rope_scaling": {"type": "xdrope", "alpha": 1000.0, "factor": 1.0, "xdrope_section": [8, 8, 8, 8]}}
+    module = modeling_hunyuan_vl.HunYuanVLRotaryEmbedding(HunYuanVLTextConfig(**json.loads(json.dumps(text))))
+    checkpoint = read_config({"model_type": "hunyuan_vl", "text_config": text})
+    meant = frequencies(checkpoint.ropes[0].spec).inv_freq
+    assert module.inv_freq.tolist() == pytest.approx(meant, rel=1e-6)
+    assert runtime_rows(checkpoint)["transformers"].agrees
