@@ -101,6 +101,19 @@ def test_the_plan_of_a_lone_config(run, checkpoint, tmp_path):
     assert "expected a checkpoint folder" in said
 
 
+def test_a_config_stands_for_its_folder(run, checkpoint, tmp_path):
+    """MODEL/config.json is MODEL: the weights and the tokenizer go along."""
+    status, _, _ = run("convert", checkpoint / "config.json", "-o", tmp_path / "by-file", *YARN)
+    assert status == 0
+    assert run("convert", checkpoint, "-o", tmp_path / "by-folder", *YARN)[0] == 0
+    by_file, by_folder = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        for name in ("by-file", "by-folder")
+    )
+    assert by_file == by_folder
+    assert "model-00002-of-00005.safetensors" in by_file
+
+
 def test_quiet_says_nothing(run, checkpoint, tmp_path):
     """With -q neither stream has a word."""
     assert run("convert", checkpoint, "-o", tmp_path / "out", *YARN, "-q") == (0, "", "")

@@ -178,7 +178,7 @@ def convert_command(
     }
     options.belong_to("--bake cos-sin or inv-freq", {} if bake in get_args(TableKind) else bakes)
     wanted_runtimes = _runtimes(runtimes)
-    checkpoint = read_checkpoint(model)
+    checkpoint = read_checkpoint(_checkpoint_of(model))
     by_hand = {
         "beta_fast": beta_fast,
         "beta_slow": beta_slow,
@@ -294,6 +294,12 @@ def _write(conversion: "Conversion", others: Sequence["Disagreement"], deed: _De
         terminal.emit_json(conversion_to_json(conversion, receipt, others))
     show_receipt(conversion, receipt, quiet=deed.silent)
     show_disagreements(others, quiet=deed.silent)
+
+
+def _checkpoint_of(model: str) -> str:
+    """MODEL/config.json stands for MODEL, as for the other verbs: what lies beside the config goes along."""
+    path = Path(model)
+    return str(path.parent) if path.name == "config.json" and path.is_file() else model
 
 
 def _note(text: str, *, quiet: bool) -> None:
