@@ -1,5 +1,7 @@
 """The demo and the benchmarks that the README quotes run to their end, on their smallest settings."""
 
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -40,6 +42,19 @@ def test_a_benchmark_prints_its_figures(name: str, tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert line in run.stdout
+
+
+def test_the_table_of_a_calibration_file_is_its_held_out_check() -> None:
+    """Each method's perplexities and its difference from default YaRN, as they stand in the file."""
+    path = ROOT / "tests" / "report" / "calibration.json"
+    command = [sys.executable, "benchmarks/methods_table.py", str(path)]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    beyond = json.loads(path.read_text("utf-8"))["validation"][-2]
+    assert (beyond["positions"], len(lines)) == ("beyond", 8)
+    ntk, delta = beyond["baselines"]["ntk"], beyond["differences"]["ntk"]["delta"]
+    assert f" {math.exp(ntk):.2f} | {delta:+.4f} (" in lines[4]
+    assert f" {beyond['default_ppl']:.2f} |  |  |" in lines[6]
+    assert f" {beyond['ppl']:.2f} | {beyond['delta']:+.4f} (" in lines[7]
 
 
 def test_the_genetic_search_stays_within_its_rules_and_goes_down() -> None:
