@@ -218,7 +218,9 @@ def renamed(config: Any) -> Any:
     return config
 
 
-NAMES = sorted({*DATA["types"], *DATA["wrappers"]} - {"chatglm", "gptj", "codegen", "roformer", "esm"})
+REMOTE = {"baichuan", "chatglm", "ernie4_5_moe_vl", "neobert"}
+"""Types whose code is in the checkpoint and not in transformers."""
+NAMES = sorted({*DATA["types"], *DATA["wrappers"]} - REMOTE - {"gptj", "codegen", "roformer", "esm"})
 INSTALLED = [name for name in NAMES if name in CONFIG_MAPPING]
 
 
