@@ -19,10 +19,10 @@ import transformers
 
 from calibrate import search
 from calibrate.cost import Shape, scoring_memory, window_flops
-from calibrate.fit import BASELINES
 from calibrate.model import shape_of
 from calibrate.objective import Space
 from calibrate.score import CHUNK_ENTRIES
+from calibrate.verdict import TABLES
 from ropecli.spec import RopeSpec
 
 HERE = Path(__file__).parent
@@ -117,7 +117,7 @@ def costs() -> Iterator[str]:
             space = Space(RopeSpec(THETA, 128, 128, ORIGINAL, ORIGINAL), length / ORIGINAL)
             flops = window_flops(shape(name), length)
             passes = search.race_passes(space, DOCUMENTS)
-            whole = flops.total * DOCUMENTS * (passes + len(BASELINES) + 2)
+            whole = flops.total * DOCUMENTS * (passes + TABLES)
             alone, shared = (
                 scoring_memory(shape(name), length, width=2, windows=1, chunk=CHUNK_ENTRIES, parts=parts)
                 for parts in (1, PARTS)
@@ -170,7 +170,7 @@ def page() -> str:
 ## 8B to 480B at 32k to 1M
 
 {DOCUMENTS} documents for the search and {DOCUMENTS} for the held-out check, a window each, in bfloat16, `--tune yarn`.
-One pass is a forward pass over the {DOCUMENTS} windows of the search; the held-out check adds {len(BASELINES) + 2}
+One pass is a forward pass over the {DOCUMENTS} windows of the search; the held-out check adds {TABLES}
 passes. GPU-hours are at {RATE / 1e12:.0f} TFLOP/s, which is an assumption: no GPU was measured for this page. Divide
 by the number of GPUs for the time. Memory is that of each GPU when one holds the whole model, or {PARTS} hold it
 together (`--tensor-parallel {PARTS}`), and score one window at a time, with attention that keeps no scores (sdpa,

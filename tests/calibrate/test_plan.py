@@ -8,6 +8,7 @@ import pytest
 
 from calibrate.plan import plan_of
 from calibrate.run import Request
+from calibrate.search import GRADIENTS
 from ropecli import options
 from ropecli.cli import main
 from ropecli.errors import BadUsage
@@ -81,7 +82,7 @@ def test_slopes_cost_three_passes_each_and_a_budget_is_heeded() -> None:
     request = Request(str(TINY), TEXTS, (2.0,), windows=1)
     plain, bounded = (plan_of(r, None).factors[0] for r in (request, Request(str(TINY), TEXTS, (2.0,), max_evals=4)))
     finer = plan_of(Request(str(TINY), TEXTS, (2.0,), tune="factors", windows=1), None).factors[0]
-    assert finer.passes == plain.passes + 3 * 30
+    assert finer.passes == plain.passes + 3 * GRADIENTS
     assert bounded.passes == 4
     assert plan_of(request, None).hours is None
 

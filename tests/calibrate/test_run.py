@@ -25,6 +25,7 @@ from calibrate import fit as fitting
 from calibrate import run
 from calibrate.calibration import read_calibration
 from calibrate.corpus import Corpus, Document, read_texts, split, tokenize
+from calibrate.journal import file_fingerprint
 from calibrate.model import LoadedModel, Settings
 from calibrate.objective import Point, Space
 from calibrate.score import Bands
@@ -259,7 +260,12 @@ def test_the_file_is_what_the_contract_promises(road: tuple[dict[str, Any], Path
         "source": str(TINY),
         "model_type": "llama",
         "config_sha256": checkpoint.config_sha256,
+        "weights_sha256": [file_fingerprint(TINY / "model.safetensors")],
     }
+    settings = content["settings"]
+    assert (settings["tune"], settings["objective"], settings["guard"]) == ("yarn", "beyond", 0.005)
+    assert (settings["validation_fraction"], settings["text_field"], settings["device"]) == (0.5, "text", "cpu")
+    assert (settings["dtype"], settings["attn_implementation"]) == ("bfloat16", "sdpa")
     rope = content["rope"]
     assert (rope["rope_type"], rope["factor"], content["factors"]) == ("yarn", 4.0, [4.0])
     assert content["decision"] in ("calibrated", "default")
