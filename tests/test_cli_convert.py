@@ -762,6 +762,15 @@ def test_help_is_light(arguments):
     check_light(*arguments)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_is_its_docstring_with_an_example(verb):
+    """Every paragraph is on the screen, at the width of whoever reads it."""
+    command = next(command for command in app.registered_commands if command.name == verb)
+    shown = " ".join(spawn(verb, "--help").stdout.split())
+    assert " ".join(command.callback.__doc__.split()) in shown
+    assert f"For example: ropecli {verb} MODEL" in shown
+
+
 @pytest.mark.parametrize("more", [[], ["--json"], ["--factor", "4"], ["--verify"]], ids=" ".join)
 def test_inspect_is_light(more, saved_llama):
     """Inspecting reads JSON and headers, so it needs no heavy library either."""

@@ -16,6 +16,7 @@ from gguf.quants import quantize
 
 from ropecli.byte_copy import BLOCK
 from ropecli.checkpoint import Checkpoint, read_checkpoint
+from ropecli.cli import main
 from ropecli.conversion import Edit, extended
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
 from ropecli.frequencies import corner, frequencies, snapped_betas
@@ -562,3 +563,15 @@ def grown(path: Path, rows: int, width: int = WIDTH) -> Path:
     more = 2 * (width * max(48 + rows, 1) - WIDTH * 48)
     path.write_bytes(changed + bytes(more) if more > 0 else changed[:more])
     return path
+
+
+def test_options_of_a_config_are_said_to_be_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A GGUF has no config.json and no shards: the options about them are named, and none where none was given."""
+    line = ["convert", str(model(tmp_path / "in.gguf")), "--rope-type", "linear", "--factor", "2", "--dry-run"]
+    for more, named in (([], ""), (["--schema", "v4", "--weights", "copy"], "without effect: --schema, --weights (")):
+        with pytest.raises(SystemExit) as ended:
+            main([*line, *more])
+        said = capsys.readouterr().err
+        assert ended.value.code == 0
+        assert named in said
+        assert ("without effect" in said) == bool(more)

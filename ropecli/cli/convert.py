@@ -347,7 +347,7 @@ def _refuse_for_gguf(*, in_place: bool, bake: str | None) -> None:
 def _idle_for_gguf(given: list[str]) -> str:
     if not given:
         return ""
-    return f"{' and '.join(given)} changes nothing here: a GGUF is one file, written whole, with keys of its own"
+    return f"without effect: {', '.join(given)} (a GGUF is one file, written whole, with keys of its own)"
 
 
 def _convert_gguf(checkpoint: Checkpoint, intent: dict[str, RopeSpec], deed: _Deed) -> None:
