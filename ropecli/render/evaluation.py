@@ -132,7 +132,7 @@ def show_rows(rows: Sequence["Row"]) -> None:
     """The table of `ropecli evaluate`: standard errors over documents, 95 % reach of the paired difference."""
     for (model, protocol), group in groupby(rows, key=lambda row: (row.model, row.protocol)):
         parts = ["ppl to L", "ppl past L"] if protocol == "full" else []
-        table = plain_table("method", "length", "nats a token", "ppl", *parts, "vs first, 95 %")
+        table = plain_table("method", "length", "nats a token", "ppl", *parts, "vs first, nats")
         for row in group:
             cells = [
                 row.method,
