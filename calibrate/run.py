@@ -433,7 +433,7 @@ def _joined(
             "source": request.source,
             "model_type": prepared.checkpoint.model_type,
             "config_sha256": prepared.checkpoint.config_sha256,
-            "weights_sha256": identity["weights"],
+            "weights_fingerprint": identity["weights"],
         },
         settings={name: identity[name] for name in SETTINGS},
         spec=largest.spec,

@@ -260,7 +260,7 @@ def test_the_file_is_what_the_contract_promises(road: tuple[dict[str, Any], Path
         "source": str(TINY),
         "model_type": "llama",
         "config_sha256": checkpoint.config_sha256,
-        "weights_sha256": [file_fingerprint(TINY / "model.safetensors")],
+        "weights_fingerprint": [file_fingerprint(TINY / "model.safetensors")],
     }
     settings = content["settings"]
     assert (settings["tune"], settings["objective"], settings["guard"]) == ("yarn", "beyond", 0.005)
