@@ -2,7 +2,8 @@
 
 All layers share one small table, so the slope costs a forward pass and the backward pass through the activations,
 whatever the number of parameters. What the backbone's layers keep for the backward pass is bounded: the rest is run
-again. The head is taken a slice at a time, so a window's activations and logits are never in memory together.
+again, all but its attention where there is room for that alone. The head is taken a slice at a time, so a window's
+activations and logits are never in memory together.
 """
 
 import contextlib
@@ -13,7 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from calibrate.corpus import Document
 from calibrate.model import LoadedModel, is_out_of_memory, rotating_with
@@ -23,6 +29,15 @@ from ropecli.frequencies import Frequencies
 
 KEPT_BYTES = 2**30
 """What the layers keep of a batch for the backward pass, before layers are run again instead."""
+
+ATTENTION_BYTES = 2**30
+"""What the attention of the layers that are run again keeps of a batch, before it is run again, too."""
+
+ATTENTION = frozenset(
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
+    for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+)
+"""What torch's `scaled_dot_product_attention` comes down to: most of a long window's cost, little of what it keeps."""
 
 NO_GRADIENT = "no gradient comes through this model's rotary embedding"
 
@@ -53,7 +68,8 @@ SlopeOf = Callable[[Frequencies, Sequence[Document], Bands, Sequence[float]], Sl
 def _recomputing(model: Any) -> Iterator[None]:
     """Inside the block, once the layers of the backbone keep `KEPT_BYTES`, the others keep their inputs alone.
 
-    Those are run again in the backward pass, which then costs a forward pass more.
+    Those are run again in the backward pass, which then costs up to a forward pass more: less as long as the results of
+    their attention are within `ATTENTION_BYTES`, for these are kept.
     """
     backbone = getattr(model, model.base_model_prefix)
     layers = list(getattr(backbone, "layers", None) or getattr(backbone, "h", None) or ())
@@ -61,6 +77,7 @@ def _recomputing(model: Any) -> Iterator[None]:
     had = [layer.__dict__.get("forward") for layer in layers]
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
+    attended: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -68,13 +85,24 @@ def _recomputing(model: Any) -> Iterator[None]:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
+    def keep_attention(context: SelectiveCheckpointContext, operation: Any, *args: Any, **_: Any) -> CheckpointPolicy:
+        if operation not in ATTENTION:
+            return CheckpointPolicy.PREFER_RECOMPUTE
+        if not context.is_recompute:
+            attended.append(args[0].nbytes)  # its result is as large as the query
+        return CheckpointPolicy.MUST_SAVE
+
     def forward(original: Callable[..., Any], first: bool, *args: Any, **kwargs: Any) -> Any:
         if first:
             kept.clear()
-        if sum(kept.values()) >= KEPT_BYTES:
-            return checkpoint(original, *args, use_reentrant=False, **kwargs)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            return original(*args, **kwargs)
+            attended.clear()
+        if sum(kept.values()) < KEPT_BYTES:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                return original(*args, **kwargs)
+        if sum(attended) < ATTENTION_BYTES:
+            selective = functools.partial(create_selective_checkpoint_contexts, keep_attention)
+            return checkpoint(original, *args, use_reentrant=False, context_fn=selective, **kwargs)
+        return checkpoint(original, *args, use_reentrant=False, **kwargs)
 
     for layer in layers:
         layer.forward = functools.partial(forward, layer.forward, layer is layers[0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, LENGTH, NESTED, VOCABULARY, build, config, logits, random_ids, rotary_tables
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 
 from calibrate import gradient, score
@@ -126,6 +127,33 @@ def test_layers_are_kept_while_there_is_room(room: int, again: int, monkeypatch:
     assert len(runs) == WINDOWS * (3 + again)
     monkeypatch.setattr(gradient, "KEPT_BYTES", 2**40)
     kept = slope(loaded(model), "default", table_of(model, "default"), DOCUMENTS, BANDS, WEIGHTS)
+    assert found.nats == kept.nats
+    assert np.array_equal(found.inv_freq, kept.inv_freq)
+
+
+class AttentionCalls(TorchDispatchMode):
+    """How often torch computes attention inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func in gradient.ATTENTION
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("room", "again"), [(0, 3), (1, 2), (2**30, 0)])
+def test_attention_is_kept_of_layers_that_are_run_again(room: int, again: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its room, too, is counted for each window anew, and nothing but the cost depends on it."""
+    model = build(config("llama", num_hidden_layers=3, attn_implementation="sdpa"))
+    table = table_of(model, "default")
+    kept = slope(loaded(model), "default", table, DOCUMENTS, BANDS, WEIGHTS)
+    monkeypatch.setattr(gradient, "KEPT_BYTES", 0)
+    monkeypatch.setattr(gradient, "ATTENTION_BYTES", room)
+    with AttentionCalls() as calls:
+        found = slope(loaded(model), "default", table, DOCUMENTS, BANDS, WEIGHTS)
+    assert calls.number == WINDOWS * (3 + again)
     assert found.nats == kept.nats
     assert np.array_equal(found.inv_freq, kept.inv_freq)
 
