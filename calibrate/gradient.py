@@ -16,7 +16,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel, is_out_of_memory, rotating_with
+from calibrate.fence import rotating_with
+from calibrate.model import LoadedModel, is_out_of_memory
 from calibrate.score import Bands, Floats, sliced_nll
 from ropecli.errors import Inconclusive, NoResource
 from ropecli.frequencies import Frequencies
