@@ -6,6 +6,11 @@ section 2.1).
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ropecli.checkpoint import sees_no_text
 
 LOGITS_COPIES = 3
 """A slice of logits exists as the head made it, as float32, and once more inside of the cross-entropy."""
@@ -117,3 +122,47 @@ def scoring_memory(
     scores = windows * shape.heads / parts * length**2 * (width + 4) if eager else 0.0
     entries = min(chunk, tokens * shape.vocabulary)
     return Memory(shape.parameters * width / parts, activations, LOGITS_COPIES * entries * 4.0, scores)
+
+
+def _attention(text: Any) -> tuple[AttentionKind, ...]:
+    """The kinds of attention of a text config: full, in a sliding window, or none (a layer of another kind)."""
+    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    each = getattr(text, "head_dim", None) or text.hidden_size // heads
+    latent = getattr(text, "kv_lora_rank", None) is not None
+    width = text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim if latent else 2 * each
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
+    reaches = {
+        "full_attention": None,
+        "sliding_attention": getattr(text, "sliding_window", None) or getattr(text, "local_attention", None),
+        "chunked_attention": getattr(text, "attention_chunk_size", None),
+    }
+    return tuple(
+        AttentionKind(kinds.count(kind), heads, width, reach) for kind, reach in reaches.items() if kind in kinds
+    )
+
+
+def shape_of(model: Any) -> Shape:
+    """What the cost of a model depends on, from the shapes of its own parameters; they may lie on the meta device.
+
+    Of experts, a token sees num_experts_per_tok. Towers for images and sound see no text and are only stored.
+    """
+    text = model.config.get_text_config()
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    head = model.get_output_embeddings().weight
+    chosen = getattr(text, "num_experts_per_tok", None) or 1
+    active, widest = 0.0, 0
+    for name, parameter in model.named_parameters():
+        outside = parameter is head or id(parameter) in embeddings or sees_no_text(name)
+        if parameter.ndim < 2 or outside:
+            continue
+        if ".experts." not in name:
+            active += parameter.numel()
+            widest = max(widest, parameter.shape[0])
+        elif parameter.ndim == 3:
+            active += parameter.numel() * chosen / parameter.shape[0]
+            widest = max(widest, chosen * max(parameter.shape[1:]) // 2)
+        elif name.endswith("weight"):  # a module for each expert, as checkpoints with code of their own have it
+            active += parameter.numel() * chosen / (getattr(text, "num_experts", None) or text.n_routed_experts)
+            widest = max(widest, chosen * parameter.shape[0])
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    return Shape(stored, round(active), head.shape[0], head.shape[1], widest, _attention(text))

@@ -8,17 +8,8 @@ from typing import TypeAlias
 
 from calibrate.calibration import calibration_text, read_calibration
 from calibrate.corpus import Corpus, Document, Source, Text, read_texts, tokenize
-from calibrate.model import (
-    LoadedModel,
-    Room,
-    Settings,
-    Tokenizer,
-    as_loaded,
-    check_settings,
-    load,
-    load_tokenizer,
-    rotating_with,
-)
+from calibrate.fence import as_loaded, rotating_with
+from calibrate.model import LoadedModel, Room, Settings, Tokenizer, check_settings, load, load_tokenizer
 from calibrate.objective import method
 from calibrate.protocols import FULL, SLIDING, YARN, Sums, check_protocol, default_stride, measure
 from calibrate.run import check_windows, extensible, loaded_by

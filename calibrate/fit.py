@@ -18,9 +18,10 @@ import torch
 from calibrate import polish, search
 from calibrate.calibration import Fit
 from calibrate.corpus import Corpus, Document, Source
+from calibrate.fence import as_loaded, rotating_with
 from calibrate.gradient import slope
 from calibrate.journal import Journal
-from calibrate.model import LoadedModel, Settings, as_loaded, rotating_with
+from calibrate.model import LoadedModel, Settings
 from calibrate.objective import Objective, Point, Space, method
 from calibrate.parallel import Ranks
 from calibrate.score import Bands, Floats, nats_by_band, tokens_by_band, windows_at_once

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import (
 )
 
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel, is_out_of_memory, rotating_with
+from calibrate.fence import rotating_with
+from calibrate.model import LoadedModel, is_out_of_memory
 from calibrate.score import Bands, Floats, sliced_nll
 from ropecli.errors import Inconclusive, NoResource
 from ropecli.frequencies import Frequencies

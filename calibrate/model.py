@@ -1,24 +1,20 @@
-"""Load a causal language model, and a fence that puts rotary frequencies in and takes them out again exactly."""
+"""Load a causal language model and its tokenizer as they are, or say in one line why not."""
 
 import contextlib
-import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers.distributed import DistributedConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from calibrate import attention, parallel
 from calibrate.corpus import Encode, Encoded, encoded_in_pieces
-from calibrate.cost import AttentionKind, Shape
-from ropecli.checkpoint import read_json, sees_no_text, tensor_headers
-from ropecli.errors import BadCheckpoint, BadUsage, Inconclusive, NoResource, RopeError
-from ropecli.frequencies import Frequencies, frequencies
-from ropecli.spec import Dynamic, Linear, Plain, RopeSpec, Yarn
+from calibrate.cost import Shape, shape_of
+from ropecli.checkpoint import read_json, tensor_headers
+from ropecli.errors import BadCheckpoint, BadUsage, NoResource, RopeError
 
 DTYPES = {
     "float32": torch.float32,
@@ -357,23 +353,6 @@ def _prefers_float32_attention(model: Any, device: torch.device) -> bool:
     )
 
 
-@contextlib.contextmanager
-def attending(loaded: LoadedModel) -> Iterator[None]:
-    """Inside the block transformers' sdpa is `attention.in_float32` where the model was loaded so; then as it was.
-
-    It keeps its name: some architectures build their masks by it.
-    """
-    if not loaded.float32_attention:
-        yield
-        return
-    plain = transformers.AttentionInterface()["sdpa"]
-    transformers.AttentionInterface.register("sdpa", attention.in_float32(plain))
-    try:
-        yield
-    finally:
-        transformers.AttentionInterface.register("sdpa", plain)
-
-
 def refuse_unknown(ids: list[int], rows: int, source: str) -> list[int]:
     """The token ids, where the model has an embedding for each of them; `rows` is how many it has.
 
@@ -388,50 +367,6 @@ def refuse_unknown(ids: list[int], rows: int, source: str) -> list[int]:
     return ids
 
 
-def _attention(text: Any) -> tuple[AttentionKind, ...]:
-    """The kinds of attention of a text config: full, in a sliding window, or none (a layer of another kind)."""
-    layers, heads = text.num_hidden_layers, text.num_attention_heads
-    each = getattr(text, "head_dim", None) or text.hidden_size // heads
-    latent = getattr(text, "kv_lora_rank", None) is not None
-    width = text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim if latent else 2 * each
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
-    reaches = {
-        "full_attention": None,
-        "sliding_attention": getattr(text, "sliding_window", None) or getattr(text, "local_attention", None),
-        "chunked_attention": getattr(text, "attention_chunk_size", None),
-    }
-    return tuple(
-        AttentionKind(kinds.count(kind), heads, width, reach) for kind, reach in reaches.items() if kind in kinds
-    )
-
-
-def shape_of(model: Any) -> Shape:
-    """What the cost of a model depends on, from the shapes of its own parameters; they may lie on the meta device.
-
-    Of experts, a token sees num_experts_per_tok. Towers for images and sound see no text and are only stored.
-    """
-    text = model.config.get_text_config()
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    head = model.get_output_embeddings().weight
-    chosen = getattr(text, "num_experts_per_tok", None) or 1
-    active, widest = 0.0, 0
-    for name, parameter in model.named_parameters():
-        outside = parameter is head or id(parameter) in embeddings or sees_no_text(name)
-        if parameter.ndim < 2 or outside:
-            continue
-        if ".experts." not in name:
-            active += parameter.numel()
-            widest = max(widest, parameter.shape[0])
-        elif parameter.ndim == 3:
-            active += parameter.numel() * chosen / parameter.shape[0]
-            widest = max(widest, chosen * max(parameter.shape[1:]) // 2)
-        elif name.endswith("weight"):  # a module for each expert, as checkpoints with code of their own have it
-            active += parameter.numel() * chosen / (getattr(text, "num_experts", None) or text.n_routed_experts)
-            widest = max(widest, chosen * parameter.shape[0])
-    stored = sum(parameter.numel() for parameter in model.parameters())
-    return Shape(stored, round(active), head.shape[0], head.shape[1], widest, _attention(text))
-
-
 def without_weights(source: str, settings: Settings) -> tuple[Shape, str]:
     """(shape, dtype that it would be loaded in) of a checkpoint of which the config alone is read.
 
@@ -444,133 +379,3 @@ def without_weights(source: str, settings: Settings) -> tuple[Shape, str]:
             model = _kind_of(config).from_config(config, trust_remote_code=settings.trust_remote_code)
         own = str(getattr(config.get_text_config(), "dtype", None) or config.dtype or "float32")
         return shape_of(model), own.removeprefix("torch.") if settings.dtype == "auto" else settings.dtype
-
-
-def as_loaded(spec: RopeSpec, length: int | None = None) -> Frequencies:
-    """`frequencies(spec, length)` with the rounding of a table that transformers computes from a config, in float32.
-
-    In bfloat16 the last bit of a frequency moves a loss by some 1e-4 nats. With this table in the fence the loss is
-    that of the checkpoint which `convert` writes.
-    """
-    match spec.scaling:
-        case Dynamic() if length is not None and length <= spec.original_length:
-            return as_loaded(replace(spec, scaling=Plain()))
-        case Plain():
-            kind: dict[str, Any] = {"rope_type": "default"}
-        case Linear(factor):
-            kind = {"rope_type": "linear", "factor": factor}
-        case Yarn(factor, attention_factor, beta_fast, beta_slow, truncate):
-            kind = {"rope_type": "yarn", "factor": factor, "attention_factor": attention_factor}
-            kind |= {"beta_fast": beta_fast, "beta_slow": beta_slow, "truncate": truncate}
-            kind |= {"original_max_position_embeddings": spec.original_length}
-        case _:
-            return frequencies(spec, length)
-    config = transformers.LlamaConfig(
-        hidden_size=spec.rotary_dim,
-        head_dim=spec.rotary_dim,
-        num_attention_heads=1,
-        max_position_embeddings=spec.max_length,
-        rope_parameters=kind | {"rope_theta": spec.rope_theta},
-    )
-    with torch.device("cpu"):
-        rotary = LlamaRotaryEmbedding(config)
-    return Frequencies(tuple(rotary.inv_freq.tolist()), float(rotary.attention_scaling))
-
-
-def _rotary_modules(model: Any) -> list[Any]:
-    """Modules that hold rotary tables of the text model: a buffer `inv_freq`, or one `<layer type>_inv_freq` each."""
-    return [
-        module
-        for name, module in model.named_modules()
-        if any(b == "inv_freq" or b.endswith("_inv_freq") for b, _ in module.named_buffers(recurse=False))
-        and not sees_no_text(name)
-    ]
-
-
-def _slots(module: Any, layer_type: str) -> tuple[str, str] | None:
-    """Names of the (table, multiplier) attributes of a module for a layer type, or None where it has no such table."""
-    nested = f"{layer_type}_inv_freq"
-    if hasattr(module, nested):
-        return nested, f"{layer_type}_attention_scaling"
-    return ("inv_freq", "attention_scaling") if hasattr(module, "inv_freq") else None
-
-
-def _plain_forward(module: Any) -> Callable[..., Any]:
-    """The module's forward without `torch.no_grad` and without the update of length-dependent kinds around it."""
-    forward = type(module).forward
-    while hasattr(forward, "__wrapped__"):
-        forward = forward.__wrapped__
-    return types.MethodType(forward, module)
-
-
-@contextlib.contextmanager
-def rotating_with(
-    model: Any, tables: Mapping[str, Frequencies] | Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-) -> Iterator[None]:
-    """Make the model rotate with the given tables inside the block; afterwards it is as it was, bit for bit.
-
-    tables  layer type (or "default") → Frequencies, or → (inv_freq [pairs], attention factor []) as tensors, which
-            may require gradients
-
-    The tables stay what they are whatever the length of the sequence. Raises Inconclusive when the model keeps its
-    rotary tables where this fence cannot reach them, or when their width differs.
-    """
-    undo: list[Callable[[], None]] = []
-    found: set[str] = set()
-    try:
-        for module in _rotary_modules(model):
-            here = [(name, slot) for name in tables if (slot := _slots(module, name)) is not None]
-            for layer_type, (table, multiplier) in here:
-                old = getattr(module, table)
-                entry = tables[layer_type]
-                if isinstance(entry, Frequencies):
-                    inv_freq = torch.tensor(entry.inv_freq, dtype=torch.float64, device="cpu")
-                    new = inv_freq.to(device=old.device, dtype=torch.float32)
-                    scale: Any = entry.attention_factor
-                else:
-                    new, scale = entry[0].to(old.device), entry[1].to(old.device)
-                if new.shape != old.shape:
-                    raise Inconclusive(
-                        f"the model's rotary table has {old.shape[-1]} pairs, the new one has {new.shape[-1]}",
-                        where=type(module).__name__,
-                    )
-                undo.append(_setter(module, table, old))
-                undo.append(_setter(module, multiplier, getattr(module, multiplier, 1.0)))
-                module._buffers.pop(table, None)
-                setattr(module, table, new)
-                setattr(module, multiplier, scale)
-                found.add(layer_type)
-            if here:
-                had = module.__dict__.get("forward")
-                undo.append(_forward_restorer(module, had))
-                module.forward = _plain_forward(module)
-        missing = set(tables) - found
-        if missing:
-            raise Inconclusive(
-                f"no rotary table for {', '.join(sorted(missing))} was found in {type(model).__name__}",
-                hint="the architecture keeps its frequencies elsewhere; its RoPE cannot be calibrated",
-            )
-        yield
-    finally:
-        for action in reversed(undo):
-            action()
-
-
-def _setter(module: Any, name: str, value: Any) -> Callable[[], None]:
-    def put() -> None:
-        module.__dict__.pop(name, None)
-        if isinstance(value, torch.Tensor):
-            module.register_buffer(name, value, persistent=False)
-        else:
-            setattr(module, name, value)
-
-    return put
-
-
-def _forward_restorer(module: Any, had: Any) -> Callable[[], None]:
-    def put() -> None:
-        module.__dict__.pop("forward", None)
-        if had is not None:
-            module.forward = had
-
-    return put

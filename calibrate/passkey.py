@@ -16,7 +16,8 @@ import torch
 from scipy import stats
 
 from calibrate.evaluation import Method, Request, wanted_lengths, wanted_methods
-from calibrate.model import LoadedModel, attending, check_settings, is_out_of_memory, load, rotating_with
+from calibrate.fence import attending, rotating_with
+from calibrate.model import LoadedModel, check_settings, is_out_of_memory, load
 from calibrate.run import loaded_by
 from calibrate.statistics import standard_error
 from ropecli.checkpoint import read_checkpoint

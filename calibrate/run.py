@@ -20,6 +20,7 @@ import torch
 from calibrate import search
 from calibrate.calibration import YARN_LAW, Calibration, Fit, Law, rope_to_json
 from calibrate.corpus import Document, Source, read_texts, remembering, split, tokenize
+from calibrate.fence import rotating_with
 from calibrate.fit import (
     POSITION_BINS,
     Found,
@@ -34,7 +35,7 @@ from calibrate.fit import (
     judge,
 )
 from calibrate.journal import Journal, file_fingerprint
-from calibrate.model import LoadedModel, Tokenizer, check_settings, load, load_tokenizer, refuse_unknown, rotating_with
+from calibrate.model import LoadedModel, Tokenizer, check_settings, load, load_tokenizer, refuse_unknown
 from calibrate.objective import Objective, Space, method
 from calibrate.score import picked, token_nll
 from calibrate.sharing import Sharing, against_default_law, shared

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel, attending, is_out_of_memory
+from calibrate.fence import attending
+from calibrate.model import LoadedModel, is_out_of_memory
 from ropecli.errors import NoResource
 
 Floats = npt.NDArray[np.float64]

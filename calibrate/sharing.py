@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from calibrate import search
+from calibrate.fence import as_loaded
 from calibrate.fit import Found, Prepared
-from calibrate.model import as_loaded
 from calibrate.objective import Point
 from calibrate.score import Floats, tokens_by_band
 from calibrate.statistics import Difference, paired_difference

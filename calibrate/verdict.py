@@ -6,7 +6,7 @@ import numpy as np
 
 from calibrate.calibration import ByPosition, Validation
 from calibrate.corpus import Document
-from calibrate.model import as_loaded
+from calibrate.fence import as_loaded
 from calibrate.objective import Objective, Space, method
 from calibrate.score import Bands, Counts, Floats, perplexity, tokens_by_band
 from calibrate.statistics import Difference, effective_documents, paired_difference, standard_error

@@ -18,8 +18,7 @@ import torch
 import transformers
 
 from calibrate import search
-from calibrate.cost import Shape, scoring_memory, window_flops
-from calibrate.model import shape_of
+from calibrate.cost import Shape, scoring_memory, shape_of, window_flops
 from calibrate.objective import Space
 from calibrate.score import CHUNK_ENTRIES
 from calibrate.verdict import TABLES
@@ -209,8 +208,9 @@ search leaves out what its first looks make hopeless.
 
 SCORE = """
 import json, resource, sys, time, torch
-from calibrate.cost import scoring_memory, window_flops
-from calibrate.model import Settings, attending, bytes_of, load, shape_of
+from calibrate.cost import scoring_memory, shape_of, window_flops
+from calibrate.fence import attending
+from calibrate.model import Settings, bytes_of, load
 from calibrate.score import CHUNK_ENTRIES, token_nll
 source, length = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)

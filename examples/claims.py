@@ -16,9 +16,10 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from calibrate.fence import as_loaded
 from calibrate.fit import Prepared, Request, Task, scorer
 from calibrate.journal import Journal
-from calibrate.model import Settings, as_loaded
+from calibrate.model import Settings
 from calibrate.objective import method
 from calibrate.run import prepare
 from calibrate.score import Bands, Floats, tokens_by_band

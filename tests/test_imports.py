@@ -59,7 +59,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "click": (),
     "rich": ("ropecli.render",),
     "scipy": ("calibrate.search", "calibrate.statistics", "calibrate.passkey"),
-    "transformers": ("calibrate.model",),
+    "transformers": ("calibrate.model", "calibrate.fence"),
     "torch.distributed": ("calibrate.parallel",),
     "torch": ("calibrate", "ropecli.table_lookup"),
     "matplotlib": ("ropecli.plots",),

@@ -13,8 +13,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from calibrate import attention
 from calibrate.attention import LONGER_THAN, in_float32
 from calibrate.corpus import Document
+from calibrate.fence import attending, rotating_with
 from calibrate.gradient import slope
-from calibrate.model import LoadedModel, Settings, attending, load, rotating_with
+from calibrate.model import LoadedModel, Settings, load
 from calibrate.score import Bands, nats_by_band, picked, token_nll
 from ropecli.frequencies import Frequencies
 

@@ -8,8 +8,7 @@ import transformers
 from families import FAMILIES, NESTED, VOCABULARY, build, config
 from torch.utils.flop_counter import FlopCounterMode
 
-from calibrate.cost import AttentionKind, Flops, Shape, scoring_memory, window_flops
-from calibrate.model import shape_of
+from calibrate.cost import AttentionKind, Flops, Shape, scoring_memory, shape_of, window_flops
 
 LENGTH = 48
 PLAIN = Shape(1000, 600, 50, 8, 32, (AttentionKind(3, 2, 8),))

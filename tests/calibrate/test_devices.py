@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import calibrate
 from calibrate.corpus import Document
+from calibrate.fence import rotating_with
 from calibrate.gradient import slope, slope_of_window
-from calibrate.model import LoadedModel, rotating_with
+from calibrate.model import LoadedModel
 from calibrate.score import Bands, nats_by_band, token_nll
 from ropecli.frequencies import Frequencies
 

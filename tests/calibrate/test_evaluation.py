@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from calibrate import evaluation
 from calibrate.calibration import Calibration
 from calibrate.evaluation import Request, Row, evaluate
-from calibrate.model import Settings, load, rotating_with
+from calibrate.fence import rotating_with
+from calibrate.model import Settings, load
 from calibrate.objective import Point, Space, method
 from calibrate.statistics import paired_difference
 from ropecli.cli import main

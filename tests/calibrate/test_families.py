@@ -16,7 +16,8 @@ from families import FAMILIES, LENGTH, NESTED, build, config
 from calibrate import run
 from calibrate.calibration import Calibration
 from calibrate.corpus import read_texts, split, tokenize
-from calibrate.model import Settings, as_loaded, load, rotating_with
+from calibrate.fence import as_loaded, rotating_with
+from calibrate.model import Settings, load
 from calibrate.objective import Point, Space
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import main

@@ -11,8 +11,9 @@ from transformers import AttentionInterface
 
 from calibrate import gradient, score
 from calibrate.corpus import Document
+from calibrate.fence import rotating_with
 from calibrate.gradient import NO_GRADIENT, Slope, slope
-from calibrate.model import LoadedModel, rotating_with
+from calibrate.model import LoadedModel
 from calibrate.score import Bands, nats_by_band
 from ropecli.errors import Inconclusive, NoResource
 from ropecli.frequencies import Frequencies, frequencies

@@ -8,8 +8,8 @@ import pytest
 
 from calibrate import polish
 from calibrate.corpus import Document
+from calibrate.fence import as_loaded
 from calibrate.gradient import Slope, SlopeOf
-from calibrate.model import as_loaded
 from calibrate.objective import Objective, Space, method
 from calibrate.polish import LARGEST_DIVISOR, OFTEN, WITHIN_WEIGHT, Polished
 from calibrate.score import Bands, Floats

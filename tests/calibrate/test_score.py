@@ -12,7 +12,8 @@ from families import FAMILIES, NESTED, VOCABULARY, build, config, logits, random
 
 from calibrate import score
 from calibrate.corpus import Document
-from calibrate.model import LoadedModel, Room, rotating_with
+from calibrate.fence import rotating_with
+from calibrate.model import LoadedModel, Room
 from calibrate.score import Bands, nats_by_band, perplexity, token_nll, tokens_by_band, windows_at_once
 from ropecli.errors import NoResource
 from ropecli.frequencies import Frequencies

@@ -29,7 +29,8 @@ def reference(window: list[int]) -> Scores:
     """Case → log-probabilities [positions beyond L, vocabulary] of the model that the calibrator scores, float32."""
     import torch  # noqa: PLC0415
 
-    from calibrate.model import Settings, load, rotating_with  # noqa: PLC0415
+    from calibrate.fence import rotating_with  # noqa: PLC0415
+    from calibrate.model import Settings, load  # noqa: PLC0415
     from ropecli.frequencies import frequencies  # noqa: PLC0415
 
     model = load(str(TINY), Settings(device="cpu", dtype="float32")).model

@@ -79,7 +79,8 @@ def calibrated(source: Path) -> tuple[list[int], Scores, Path]:
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    from calibrate.model import Settings, load, rotating_with  # noqa: PLC0415
+    from calibrate.fence import rotating_with  # noqa: PLC0415
+    from calibrate.model import Settings, load  # noqa: PLC0415
     from ropecli.frequencies import frequencies  # noqa: PLC0415
 
     loaded = load(str(source), Settings(device="cpu", dtype="float32"))
