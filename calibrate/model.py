@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers.distributed import DistributedConfig
 
-from calibrate import attention, parallel
+from calibrate import attention, parallel, precision
 from calibrate.corpus import Encode, Encoded, encoded_in_pieces
 from calibrate.cost import Shape, shape_of
 from ropecli.checkpoint import read_json, tensor_headers
@@ -30,6 +30,10 @@ TOKENIZER_FILES = ("*token*", "*.model", "vocab*", "merges.txt", "*.tiktoken", "
 def bytes_of(dtype: str) -> int:
     """Of one number of a dtype by name."""
     return int(DTYPES[dtype].itemsize)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class LoadedModel:
     dequantised  whether it comes from a GGUF, whose weights transformers turns into plain floats on loading
     ranks  the processes that share the windows
     float32_attention  whether long windows are scored with `attention.in_float32`
+    stored_as  the weights' dtype in the checkpoint, where `precision` has it computed in another one
     room  what was learnt of the memory
     """
 
@@ -94,12 +99,13 @@ class LoadedModel:
     ranks: parallel.Ranks = parallel.ALONE
     dequantised: bool = False
     float32_attention: bool = False
+    stored_as: str | None = None
     room: Room = field(default_factory=Room)
 
     @property
     def dtype(self) -> str:
         """Name of the parameters' dtype, for the record."""
-        return str(self.model.dtype).removeprefix("torch.")
+        return _name(self.model.dtype)
 
     def attention(self, length: int) -> str:
         """Name of the attention that scores windows of `length` tokens, for the record."""
@@ -301,9 +307,9 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
     """Load the checkpoint for scoring: a folder, a GGUF file, or a Hub id with or without `@revision`.
 
     Pickle files are never opened.
-    Weights keep the checkpoint's own dtype unless `settings.dtype` names one; rotary tables stay float32. Under
-    torchrun each rank takes a device of its own, and with tensor parallelism a part of every layer (the plan that
-    transformers has for the architecture).
+    Weights keep the checkpoint's own dtype unless `settings.dtype` names one, or a CPU is far slower in it than in
+    float32 (see `precision`); rotary tables stay float32. Under torchrun each rank takes a device of its own, and with
+    tensor parallelism a part of every layer (the plan that transformers has for the architecture).
     Raises BadUsage for an unknown device or dtype and for a tensor parallelism that does not fit, BadCheckpoint when
     transformers cannot load it or the weights do not fill the model, NoResource when memory runs out.
     """
@@ -329,6 +335,10 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
         model, info = _kind(name, extra).from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+        # ranks on several machines must compute alike
+        stored_as = _name(model.dtype) if ranks.any(_slow_here(model, device, settings)) else None
+        if stored_as:
+            model = model.float()
         if settings.device_map is None and ranks.tensor == 1:
             model = model.to(device)
     _refuse_gaps(source, info)
@@ -341,7 +351,15 @@ def load(source: str, settings: Settings, tokenizer: Tokenizer | None = None) ->
         return refuse_unknown(tokenizer.encode(text, most), rows, source)
 
     float32_attention = settings.attn_implementation is None and _prefers_float32_attention(model, device)
-    return LoadedModel(model, encode, tokenizer.bos, device, ranks, "gguf_file" in extra, float32_attention)
+    return LoadedModel(model, encode, tokenizer.bos, device, ranks, "gguf_file" in extra, float32_attention, stored_as)
+
+
+def _slow_here(model: Any, device: torch.device, settings: Settings) -> bool:
+    """Whether float32 is computed instead of the weights' own dtype; never where another one was asked for."""
+    own = settings.dtype == "auto" and settings.device_map is None and settings.tensor_parallel == 1
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    able = own and device.type == "cpu" and not quantised
+    return able and precision.float32_pays(model.dtype, model.num_parameters())
 
 
 def _prefers_float32_attention(model: Any, device: torch.device) -> bool:

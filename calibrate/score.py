@@ -141,7 +141,11 @@ def picked(loaded: LoadedModel, length: int) -> str:
     count = windows_at_once(length, loaded.device)
     shared = f", {loaded.ranks.size} processes" if loaded.ranks.size > 1 else ""
     batch = f"{count} windows" if count > 1 else "one window"
-    dtype = f"{loaded.dtype} (a GGUF, de-quantised)" if loaded.dequantised else loaded.dtype
+    dtype = loaded.dtype
+    if loaded.dequantised:
+        dtype += " (a GGUF, de-quantised)"
+    if loaded.stored_as:
+        dtype += f" (this processor is slow in {loaded.stored_as})"
     return f"{loaded.device}, {dtype}, {loaded.attention(length)} attention, {batch} at once{shared}"
 
 
