@@ -131,8 +131,8 @@ Device: TypeAlias = Annotated[
 Dtype: TypeAlias = Annotated[
     str,
     typer.Option(
-        help="auto, float32, bfloat16, float16. auto: the checkpoint's own; on a CPU that takes more than twice as long "
-        "in it (measured) float32, where that fits into half of the memory.",
+        help="auto, float32, bfloat16, float16. auto: the checkpoint's own; on a CPU that is far slower in it "
+        "(measured) float32, where that fits into half of the memory.",
         rich_help_panel=MODEL,
     ),
 ]
