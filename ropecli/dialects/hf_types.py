@@ -24,22 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ropecli.dialects.hf_keys import Json, Place
-
-ELSEWHERE = frozenset(
-    (
-        "rotary_emb_base",
-        "rotary_embedding_base",
-        "rope_base",
-        "rope_embedding_base",
-        "rope_freq_constant",
-        "rotary_pct",
-        "rope_pct",
-        "rotary_emb_fraction",
-        "rope_ratio",
-    )
-)
-"""Keys of a few model types. Others do not read them, so that a stray one changes nothing."""
+from ropecli.dialects.hf_keys import ELSEWHERE, Json, Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from ropecli.dialects.hf_groups import PER_LAYER
-from ropecli.dialects.hf_keys import NAMES, ORIGINAL
+from ropecli.dialects.hf_keys import NAMES, ORIGINAL, PER_LAYER
 from ropecli.dialects.hf_types import type_facts
 from ropecli.errors import BadUsage
 from ropecli.frequencies import SNAP, ntk_base, ramp_frequencies, snapped_betas, yarn_corners
