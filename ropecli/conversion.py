@@ -12,6 +12,7 @@ from ropecli.dialects import hf, portable
 from ropecli.dialects.portable import Schema
 from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
 from ropecli.json_edit import with_members
+from ropecli.runtimes import RUNTIMES
 from ropecli.spec import (
     Dynamic,
     LayerRope,
@@ -259,7 +260,8 @@ def plan(
         (spec,) = intent.values()
         changes = portable.flat_changes(inner, spec, schema)
     if runtimes:
-        changes = portable.only_for(changes, runtimes)
+        asked = (runtime for runtime in RUNTIMES if runtime.name in runtimes)
+        changes = portable.with_temperature(changes, {key for runtime in asked for key in runtime.temperature})
     texts = {"config.json": with_members(checkpoint.config_text, path, changes)}
     after, _ = hf.text_config(json.loads(texts["config.json"]))
     prefix = ".".join(path) + "." if path else ""

@@ -13,12 +13,11 @@ from ropecli.agreement import EMITTED, FOLDED, FOLDED_LONGROPE, GGUF, LONGROPE, 
 from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
-from ropecli.dialects import hf
-from ropecli.dialects.portable import stated_original
+from ropecli.dialects import hf, portable
 from ropecli.errors import BadUsage
 from ropecli.frequencies import snapped_betas
 from ropecli.inspection import runtime_rows, with_text
-from ropecli.runtimes import RUNTIMES
+from ropecli.runtimes import RUNTIMES, Runtime
 from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
 from ropecli.spec import RopeSpec, Yarn
@@ -152,7 +151,7 @@ def test_longrope_carries_it_to_more(spec: RopeSpec) -> None:
     m = spec.scaling.attention_factor
     assume(m >= 1)
     carried = as_longrope(spec)
-    stated = stated_original(carried)
+    stated = portable.stated_original(carried)
     # half a token of the stated length moves the attention factor by this much
     assume(m / (4 * stated * math.log(stated)) < 9e-5)
     rows = runtime_rows(written(plan(llama(spec), {"default": carried})), {"default": spec})
@@ -189,6 +188,20 @@ def test_fewer_runtimes_fewer_keys(runtimes: tuple[str, ...], absent: set[str]) 
     for block in (config["rope_scaling"], config["rope_parameters"]):
         assert not absent & block.keys()
     assert not disagreements(conversion, runtimes)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_runtime_has_all_that_it_needs_in_a_config_for_it_alone(runtime: Runtime) -> None:
+    """It computes what it does from the config for all, whatever spelling of the temperature it goes by."""
+    plain = RopeSpec(1e6, 128, 128, 32768, 32768)
+    spec = replace(plain, max_length=131072, scaling=Yarn(4.0, 1.05, *snapped_betas(plain, 20, 30)))
+    checkpoint = llama(spec, "qwen2", "Qwen2ForCausalLM")
+    alone, for_all = (
+        runtime_rows(written(plan(checkpoint, {"default": spec}, runtimes=names)), {"default": spec})[runtime.name]
+        for names in ((runtime.name,), ())
+    )
+    assert (alone.attention_factor, alone.max_rel_diff) == (for_all.attention_factor, for_all.max_rel_diff)
+    assert runtime.temperature <= set(portable.TEMPERATURE)
 
 
 def test_longrope_is_refused_where_it_would_lose_the_temperature() -> None:

@@ -49,11 +49,8 @@ UNSTATED_HEAD = frozenset(
 """Model types whose class in transformers 5.24, or 4.57 as Mistral's, leaves head_dim null where the file has none;
 most scalings then multiply by it."""
 
-TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
-    "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
-    **dict.fromkeys(("mscale", "mscale_all_dim"), frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"})),
-}
-"""Spellings of YaRN's temperature beside `attention_factor`, which is always written, and who depends on them."""
+TEMPERATURE = ("attn_factor", "mscale", "mscale_all_dim")
+"""Spellings of YaRN's temperature beside `attention_factor`, which is always written."""
 
 SMALL = 1e-6
 """The lesser half of an mscale pair: so small that its own magnitude is 1, and not 0, which readers take for absent."""
@@ -365,14 +362,13 @@ def _older_keys(text: Mapping[str, Any], ropes: Sequence[LayerRope], intent: Map
     return changes
 
 
-def only_for(changes: Mapping[str, Any], runtimes: Collection[str]) -> dict[str, Any]:
-    """The changes without the spellings of YaRN's temperature that none of these runtimes reads."""
-    useless = {key for key, readers in TEMPERATURE_READERS.items() if not readers & set(runtimes)}
+def with_temperature(changes: Mapping[str, Any], needed: Collection[str]) -> dict[str, Any]:
+    """The changes without the spellings of YaRN's temperature that are not needed."""
 
     def kept(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        return {key: kept(inner) for key, inner in value.items() if key not in useless}
+        return {key: kept(inner) for key, inner in value.items() if key not in TEMPERATURE or key in needed}
 
     return {key: kept(value) for key, value in changes.items()}
 
