@@ -13,7 +13,7 @@ from ropecli.agreement import EMITTED, FOLDED, FOLDED_LONGROPE, GGUF, LONGROPE, 
 from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
-from ropecli.dialects import hf, portable
+from ropecli.dialects import hf, hf_scaling, portable
 from ropecli.errors import BadUsage
 from ropecli.frequencies import snapped_betas
 from ropecli.inspection import runtime_rows, with_text
@@ -151,7 +151,7 @@ def test_longrope_carries_it_to_more(spec: RopeSpec) -> None:
     m = spec.scaling.attention_factor
     assume(m >= 1)
     carried = as_longrope(spec)
-    stated = portable.stated_original(carried)
+    stated = hf_scaling.stated_original(carried)
     # half a token of the stated length moves the attention factor by this much
     assume(m / (4 * stated * math.log(stated)) < 9e-5)
     rows = runtime_rows(written(plan(llama(spec), {"default": carried})), {"default": spec})
