@@ -15,12 +15,12 @@ from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
 from ropecli.dialects import hf, hf_scaling, portable
 from ropecli.errors import BadUsage
-from ropecli.frequencies import snapped_betas
+from ropecli.frequencies import frequencies, snapped_betas
 from ropecli.inspection import runtime_rows, with_text
 from ropecli.runtimes import RUNTIMES, Runtime
 from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
-from ropecli.spec import RopeSpec, Yarn
+from ropecli.spec import Dynamic, Linear, RopeSpec, Scaling, Yarn
 
 YARN_READERS = {
     "transformers",
@@ -202,6 +202,19 @@ def test_a_runtime_has_all_that_it_needs_in_a_config_for_it_alone(runtime: Runti
     )
     assert (alone.attention_factor, alone.max_rel_diff) == (for_all.attention_factor, for_all.max_rel_diff)
     assert runtime.temperature <= set(portable.TEMPERATURE)
+
+
+@pytest.mark.parametrize("scaling", [Dynamic(4.0), Linear(4.0), Linear(0.5)], ids=str)
+def test_longrope_carries_the_frequencies_of_the_longest_text(scaling: Scaling) -> None:
+    """Where the frequencies follow the length it is the served one that counts; no list extends by less than 1."""
+    spec = RopeSpec(1e4, 64, 64, 4096, round(4096 * scaling.factor), scaling)
+    carried = as_longrope(spec)
+    wanted = frequencies(spec, spec.max_length).inv_freq
+    assert {frequencies(carried, length).inv_freq for length in (1, 2 * spec.max_length)} == {
+        frequencies(carried).inv_freq
+    }
+    assert frequencies(carried).inv_freq == pytest.approx(wanted, rel=1e-12)
+    assert carried.scaling.factor == max(scaling.factor, 1.0)
 
 
 def test_longrope_is_refused_where_it_would_lose_the_temperature() -> None:
