@@ -5,7 +5,7 @@ The facts are data: `model_types.json`, made from the installed transformers by 
     types         model_type → its defaults as config keys, and the facts below
       layout      "interleaved" where the code rotates neighbours; half-split elsewhere
       whole_head  the code rotates the whole head whatever `partial_rotary_factor` says, unless it is scaled
-      reads       of the keys in `ELSEWHERE`, those that this type reads
+      reads       of the keys in `hf_keys.ELSEWHERE`, those that this type reads
       unread      keys that nearly every type reads and this one does not
       groups      its default is nested: layer type → default dict, fallback θ, the keys that set θ, whether a flat
                   `rope_scaling` lands there, and whether its `type` is then not read (`rope_type` is)

@@ -148,16 +148,7 @@ def layered_changes(
     one `rope_scaling`, which its classes apply to the full-attention layers alone.
     Raises BadUsage for what such a config cannot say.
     """
-    for key in PER_LAYER:
-        if isinstance(text.get(key), list):
-            raise BadUsage("one value for each layer leaves no place for a scaling", where=key)
-    for name, spec in intent.items():
-        if "truncate" in (scaling_dict(spec) or {}):
-            raise BadUsage(
-                "the ramp of one layer type is always rounded: transformers reads truncate beside the layer types",
-                where=name,
-                hint="leave --no-truncate out",
-            )
+    _refuse_unsayable(text, intent)
     blocks = {key: text.get(key) or {} for key in ("rope_parameters", "rope_scaling")}
     nested = {key: block for key, block in blocks.items() if any(isinstance(v, Mapping) for v in block.values())}
     parameters = nested.get("rope_parameters") or nested.get("rope_scaling") or {}
@@ -188,6 +179,20 @@ def layered_changes(
     elif "rope_parameters" in text:
         changes["rope_parameters"] = ABSENT
     return _without_respelling(text, changes)
+
+
+def _refuse_unsayable(text: Mapping[str, Any], intent: Mapping[str, RopeSpec]) -> None:
+    """What no config with several kinds of layers can say. Raises BadUsage."""
+    for key in PER_LAYER:
+        if isinstance(text.get(key), list):
+            raise BadUsage("one value for each layer leaves no place for a scaling", where=key)
+    for name, spec in intent.items():
+        if "truncate" in (scaling_dict(spec) or {}):
+            raise BadUsage(
+                "the ramp of one layer type is always rounded: transformers reads truncate beside the layer types",
+                where=name,
+                hint="leave --no-truncate out",
+            )
 
 
 def _scaled_by(model_type: str) -> set[str]:
