@@ -178,7 +178,7 @@ def test_one_door_for_each_dependency(dependency):
 
 
 def test_no_door_leads_nowhere():
-    """Every place that may import a dependency does, a narrow package sees all that it may, and every row has modules."""
+    """Whoever may import a dependency does, a narrow package sees all that it may, and every row has its modules."""
     used = {dependency: [i.importer for i in imports() if fits(i.imported, (dependency,))] for dependency in DOORS}
     doors = [(dependency, door) for dependency, places in DOORS.items() for door in places]
     assert [door for door in doors if not any(fits(name, door[1:]) for name in used[door[0]])] == []

@@ -294,7 +294,7 @@ def test_a_method_by_name_never_ends_above_the_default(name: str) -> None:
 
 def test_the_command_line_knows_every_optimizer() -> None:
     """It has the names without loading scipy."""
-    assert OPTIMIZERS == ("auto", *METHODS)
+    assert list(OPTIMIZERS) == ["auto", *METHODS]
 
 
 def test_the_seed_decides_a_random_search() -> None:
