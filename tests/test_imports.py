@@ -39,12 +39,20 @@ ROWS: tuple[tuple[str, ...], ...] = (
 NARROW: dict[str, tuple[str, ...]] = {
     "ropecli.frequencies": ("ropecli.spec",),
     "ropecli.dialects": (
-        *("ropecli.dialects", "ropecli.frequencies", "ropecli.json_edit", "ropecli.spec", "ropecli.errors"),
+        "ropecli.dialects",
+        "ropecli.frequencies",
+        "ropecli.json_edit",
+        "ropecli.spec",
+        "ropecli.errors",
     ),
     "ropecli.runtimes": (
-        *("ropecli.runtimes", "ropecli.dialects", "ropecli.frequencies", "ropecli.spec", "ropecli.errors"),
+        "ropecli.runtimes",
+        "ropecli.dialects",
+        "ropecli.frequencies",
+        "ropecli.spec",
+        "ropecli.errors",
     ),
-    "calibrate": (*("calibrate", "ropecli.spec", "ropecli.frequencies", "ropecli.checkpoint", "ropecli.errors"),),
+    "calibrate": ("calibrate", "ropecli.spec", "ropecli.frequencies", "ropecli.checkpoint", "ropecli.errors"),
 }
 """Packages that may see no more of ours than this."""
 
