@@ -133,12 +133,7 @@ def calibrate_command(
     options.one_of("--tune", tune, ("yarn", "temperature", "factors"))
     options.one_of("--optimizer", optimizer, OPTIMIZERS)
     options.no_nan({"--guard": guard, "--time-limit": time_limit, "--validation-fraction": validation_fraction})
-    if resume and output is None:
-        raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
-    if tune == "factors" and tensor_parallel > 1:
-        raise BadUsage("--tune factors needs gradients, and a model in parts has none here", where="--tensor-parallel")
-    if flops is not None and not plan_only:
-        raise BadUsage("the rate is for the plan", where="--flops", hint="give --plan-only, too")
+    _refuse_contradictions(results, tune, tensor_parallel, flops, resume=resume, plan_only=plan_only)
     rate = None if flops is None else options.rate(flops, "--flops")
     loading.quiet_libraries(verbose=verbose)
     if trust_remote_code:
@@ -205,6 +200,18 @@ class _Results:
     force: bool
     as_json: bool
     quiet: bool
+
+
+def _refuse_contradictions(
+    results: _Results, tune: str, tensor_parallel: int, flops: str | None, *, resume: bool, plan_only: bool
+) -> None:
+    """Options that say nothing without another one, or that exclude each other. Raises BadUsage."""
+    if resume and results.output is None:
+        raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
+    if tune == "factors" and tensor_parallel > 1:
+        raise BadUsage("--tune factors needs gradients, and a model in parts has none here", where="--tensor-parallel")
+    if flops is not None and not plan_only:
+        raise BadUsage("the rate is for the plan", where="--flops", hint="give --plan-only, too")
 
 
 def _deliver(calibration: "Calibration", results: _Results, journal: Path | None) -> None:
