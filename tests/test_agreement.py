@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from ropecli import agreement
 from ropecli.agreement import EMITTED, FOLDED, FOLDED_LONGROPE, GGUF, LONGROPE, NOTHING, as_longrope, disagreements
 from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
@@ -215,6 +216,40 @@ def test_longrope_carries_the_frequencies_of_the_longest_text(scaling: Scaling) 
     }
     assert frequencies(carried).inv_freq == pytest.approx(wanted, rel=1e-12)
     assert carried.scaling.factor == max(scaling.factor, 1.0)
+
+
+@pytest.mark.parametrize("m", [1.0, 1.2])
+def test_what_a_class_refuses_is_carried_by_longrope(m: float) -> None:
+    """Phi-3's takes nothing else; the same embedding in a GGUF is written as it is."""
+    spec = RopeSpec(1e4, 96, 96, 4096, 16384, Yarn(4.0, m))
+    checkpoint = llama(spec, "phi3", "Phi3ForCausalLM")
+    intent, why = agreement.carried(checkpoint, {"default": spec}, "auto")
+    assert intent == {"default": as_longrope(spec)}
+    assert "phi3 with longrope alone" in why
+    assert agreement.carried(checkpoint, {"default": spec}, "native") == ({"default": spec}, "")
+    assert agreement.carried(replace(checkpoint, format="gguf"), {"default": spec}, "auto") == ({"default": spec}, "")
+
+
+def test_latent_attention_is_not_sent_to_a_carrier_that_is_refused() -> None:
+    """Its runtimes know no longrope: where ExLlamaV2 has no YaRN, nothing helps."""
+    plain = RopeSpec(1e4, 64, 64, 4096, 4096)
+    latent = {"q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64}
+    source = llama(plain, "deepseek_v3", "DeepseekV3ForCausalLM")
+    config = {**source.config, **latent}
+    checkpoint = replace(source, config=config, config_text=json.dumps(config), ropes=hf.read(config))
+    assert checkpoint.ropes[0].mla
+    spec = replace(checkpoint.ropes[0].spec, max_length=16384, scaling=Yarn(4.0, 1.1))
+    found = {other.runtime: other.help for other in disagreements(plan(checkpoint, {"default": spec}))}
+    assert found["exllamav2"] == NOTHING
+    assert LONGROPE not in found.values()
+
+
+def test_what_a_class_refuses_and_longrope_cannot_carry_is_told_with_a_way() -> None:
+    """A temperature below 1 goes into the weights, where they can be folded."""
+    spec = RopeSpec(1e4, 96, 96, 4096, 16384, Yarn(4.0, 0.9))
+    with pytest.raises(BadUsage, match=r"never below 1; 0\.9 would be lost") as caught:
+        agreement.carried(llama(spec, "phi3", "Phi3ForCausalLM"), {"default": spec}, "auto")
+    assert "--bake attention-factor" in caught.value.hint
 
 
 def test_longrope_is_refused_where_it_would_lose_the_temperature() -> None:

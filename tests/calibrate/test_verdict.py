@@ -11,7 +11,7 @@ from calibrate.fence import as_loaded
 from calibrate.objective import Objective, Space, method
 from calibrate.score import Bands, Floats
 from calibrate.statistics import Difference
-from calibrate.verdict import BASELINES, TABLES, judged, validate, verdict
+from calibrate.verdict import BASELINES, TABLES, by_position, judged, validate, verdict
 from ropecli.frequencies import Frequencies
 from ropecli.spec import RopeSpec, Yarn
 
@@ -86,6 +86,17 @@ def test_the_loss_by_position_is_that_of_the_same_scores() -> None:
         assert found.standard_error[name] == pytest.approx((0.0,) * 4, abs=1e-9)
     assert found.delta["result"] == pytest.approx((0.1, 0.3, -0.2, -0.3))
     assert found.delta["none"] == pytest.approx((-1.0, -1.0, 2.0, 2.0))
+
+
+def test_the_error_of_a_band_is_over_documents() -> None:
+    """Two documents at 1 and 3 nats a token lie one standard error from their mean, whatever the width of the band."""
+    tokens = np.array([[10, 40], [10, 40]])
+    yarn = np.array([[10.0, 40.0], [30.0, 120.0]])
+    found = by_position(4.0, Bands((1, 11, 51)), {"yarn": yarn, "result": yarn - [[0.0, 0.0], [10.0, 0.0]]}, tokens)
+    assert found.nll["yarn"] == pytest.approx((2.0, 2.0))
+    assert found.standard_error["yarn"] == pytest.approx((1.0, 1.0))
+    assert found.delta["result"] == pytest.approx((-0.5, 0.0))
+    assert found.delta_error["result"] == pytest.approx((0.5, 0.0))
 
 
 def test_a_result_that_is_the_default_is_not_scored_again() -> None:
