@@ -190,6 +190,15 @@ def calibrate_command(
         raise typer.Exit(128 + signal_number)
 
 
+def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:
+    """A line on the scores of an earlier run, where something else happens to them than one may expect."""
+    if resume and not journal.exists():
+        terminal.say(f"there are no scores of an earlier run at {journal}: it starts from the beginning", quiet=quiet)
+    elif not resume and journal.exists():
+        ways = "--resume would go on from them, another --output keeps them"
+        terminal.say(f"{journal} holds the scores of an earlier run, which this one replaces; {ways}", quiet=quiet)
+
+
 @dataclass(frozen=True, slots=True)
 class _Results:
     """Where the results go, and how they are told; `output` is the calibration file."""
@@ -227,15 +236,6 @@ def _deliver(calibration: "Calibration", results: _Results, journal: Path | None
     elif results.output is None:
         terminal.emit(terminal.json_text(content))
     show_calibration(calibration, quiet=results.quiet)
-
-
-def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:
-    """A line on the scores of an earlier run, where something else happens to them than one may expect."""
-    if resume and not journal.exists():
-        terminal.say(f"there are no scores of an earlier run at {journal}: it starts from the beginning", quiet=quiet)
-    elif not resume and journal.exists():
-        ways = "--resume would go on from them, another --output keeps them"
-        terminal.say(f"{journal} holds the scores of an earlier run, which this one replaces; {ways}", quiet=quiet)
 
 
 def _draw_earlier(source: str, checkpoint: Checkpoint, results: _Results) -> None:
