@@ -11,7 +11,7 @@ from calibrate.corpus import Corpus, Document, Source, Text, read_texts, tokeniz
 from calibrate.fence import as_loaded, rotating_with
 from calibrate.model import LoadedModel, Room, Settings, Tokenizer, check_settings, load, load_tokenizer
 from calibrate.objective import method
-from calibrate.protocols import FULL, SLIDING, YARN, Sums, check_protocol, default_stride, measure
+from calibrate.protocols import FULL, Sums, check_protocol, default_stride, measure
 from calibrate.run import check_windows, extensible, loaded_by
 from calibrate.score import Bands, Counts, Floats, nats_by_band, perplexity, tokens_by_band
 from calibrate.statistics import Difference, standard_error
@@ -296,7 +296,7 @@ def _surveyed(request: Request, source: str, texts: Sequence[Text]) -> _Survey:
     if request.protocol != FULL:
         # the pieces of these protocols put the token in front themselves, and one window is nothing to slide over
         bos = None
-        slides = request.protocol == SLIDING or (request.protocol == YARN and request.stride is not None)
+        slides = default_stride(request.protocol, request.stride, lengths[-1]) is not None
         windows = windows or (2 if slides else None)
     corpus = tokenize(texts, tokenizer.encode, lengths[-1], bos=bos, windows=windows)
     return _Survey(source, name, lengths, original, tuple(methods), tokenizer, corpus)

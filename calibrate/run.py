@@ -352,25 +352,14 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
     loaded.ranks.check_same([(task.found, task.held) for task in tasks], "the windows")
     prove_alive(loaded, prepared.layer, tasks[0].space, tasks[0].found[0])
 
-    fits: list[Fit] = []
-    founds: list[Found] = []
-    notes: list[str] = []
-    stopped_by = None
     identity = _identity(request, prepared)
     sharing: Sharing | None = None
     with closing(Journal(request.journal, identity, resume=request.resume, ranks=loaded.ranks)) as journal:
-        for index, task in enumerate(tasks):
-            over = loaded.ranks.any(request.time_limit is not None and budget.seconds >= request.time_limit)
-            if stopped_by is not None or (fits and over):
-                notes.append(f"factor {task.space.factor:g} was left out: the run was stopped before its turn")
-                continue
-            if len(tasks) > 1:
-                observer.say(f"factor {task.space.factor:g}:")
-            spent = sum(found.cost["evaluations"] for found in fits)
-            part = share(budget, spent, tasks[index:])
-            result, found, stopped_by = fit(request, prepared, task, journal, part, observer)
-            fits.append(result)
-            founds.append(found)
+        fits, founds, stopped_by = _fit_each(request, prepared, journal, budget, observer)
+        notes = [
+            f"factor {task.space.factor:g} was left out: the run was stopped before its turn"
+            for task in tasks[len(fits) :]
+        ]
         if request.tune == "yarn" and len(founds) == len(tasks) > 1 and all(found.complete for found in founds):
             if stopped_by is None:
                 observer.say("one ramp for all factors:")
@@ -392,6 +381,27 @@ def calibrate(request: Request, observer: Observer) -> tuple[Calibration, int | 
         stopped_by = stopped_by or agreed_signal(loaded.ranks, signals)
     joined = _joined(request, prepared, identity, tuple(reversed(fits)), tuple(notes), budget.seconds, against)
     return joined, stopped_by
+
+
+def _fit_each(
+    request: Request, prepared: Prepared, journal: Journal, budget: Budget, observer: Observer
+) -> tuple[list[Fit], list[Found], int | None]:
+    """One factor after the other, as long as nothing stops the run; and the signal that did."""
+    fits: list[Fit] = []
+    founds: list[Found] = []
+    stopped_by = None
+    for index, task in enumerate(prepared.tasks):
+        over = prepared.loaded.ranks.any(request.time_limit is not None and budget.seconds >= request.time_limit)
+        if stopped_by is not None or (fits and over):
+            break
+        if len(prepared.tasks) > 1:
+            observer.say(f"factor {task.space.factor:g}:")
+        spent = sum(found.cost["evaluations"] for found in fits)
+        part = share(budget, spent, prepared.tasks[index:])
+        result, found, stopped_by = fit(request, prepared, task, journal, part, observer)
+        fits.append(result)
+        founds.append(found)
+    return fits, founds, stopped_by
 
 
 def try_sharing(

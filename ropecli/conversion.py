@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from ropecli.checkpoint import REPLACEABLE, Checkpoint, scales_scores
 from ropecli.dialects import hf, portable
+from ropecli.dialects.hf_scaling import served_length, stated_original
 from ropecli.dialects.portable import Schema
 from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
 from ropecli.json_edit import with_members
+from ropecli.runtimes import RUNTIMES
 from ropecli.spec import (
     Dynamic,
     LayerRope,
@@ -259,7 +261,8 @@ def plan(
         (spec,) = intent.values()
         changes = portable.flat_changes(inner, spec, schema)
     if runtimes:
-        changes = portable.only_for(changes, runtimes)
+        asked = (runtime for runtime in RUNTIMES if runtime.name in runtimes)
+        changes = portable.with_temperature(changes, {key for runtime in asked for key in runtime.temperature})
     texts = {"config.json": with_members(checkpoint.config_text, path, changes)}
     after, _ = hf.text_config(json.loads(texts["config.json"]))
     prefix = ".".join(path) + "." if path else ""
@@ -271,7 +274,7 @@ def plan(
     notes = []
     if tokenizer_text is not None:
         limit = json.loads(tokenizer_text).get("model_max_length")
-        length = max(portable.served_length(spec) for spec in intent.values())
+        length = max(served_length(spec) for spec in intent.values())
         old_limits = [inner.get(key) for key in changes if after.get(key) == length]
         if limit is not None and limit != length and limit in old_limits:
             texts["tokenizer_config.json"] = with_members(tokenizer_text, (), {"model_max_length": length})
@@ -293,7 +296,7 @@ def _what_to_expect(spec: RopeSpec, text: str, runtimes: Collection[str]) -> lis
             "transformers warns of the unrecognized key attn_factor on load, which SGLang and older vLLM need; "
             "--for transformers leaves it out"
         )
-    stated = portable.stated_original(spec)
+    stated = stated_original(spec)
     if stated != spec.original_length:
         notes.append(
             f"the config states an original length of {stated} tokens, not {spec.original_length}: runtimes compute "

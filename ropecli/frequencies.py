@@ -26,6 +26,11 @@ SNAP = 5e-5
 rounding at all moves the ramp by at most this much."""
 
 
+TOLERANCE = 5e-5
+"""Largest relative difference of a frequency between tables that are the same: above float32 tables (2e-7) and snapped
+corners (2e-5), below the smallest mistake seen in the field (one pair of ramp, 1e-2)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frequencies:
     """inv_freq: radians a token for each pair, length rotary_dim/2. attention_factor: multiplier on cos and sin (m)."""

@@ -1,4 +1,4 @@
-"""What there is to say about a checkpoint's rotary embedding, as one value and as the JSON of the contract."""
+"""What there is to say about a checkpoint's rotary embedding, as one value and as the JSON of docs/json.md."""
 
 import json
 from collections.abc import Mapping

@@ -2,6 +2,8 @@
 
 A `RopeSpec` is geometry (base, widths, lengths) and one `Scaling`; `frequencies.py` turns it into numbers, `dialects/`
 reads it from and writes it to foreign files. The JSON form here is our own: canonical names, one a value.
+
+A new kind of scaling is a class here, a case in `frequencies.py`, and a reader and a case in `dialects/hf_scaling.py`.
 """
 
 import math

@@ -18,7 +18,7 @@ from ropecli.byte_copy import FULL, copy_file
 from ropecli.checkpoint import Checkpoint, read_checkpoint, read_json, tensor_headers, verify
 from ropecli.conversion import Conversion
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
-from ropecli.frequencies import frequencies, largest_difference
+from ropecli.frequencies import TOLERANCE, frequencies, largest_difference
 from ropecli.safetensors_header import HEADER_VALUES, INDEX_BYTES, INDEX_NAME
 from ropecli.spec import RopeSpec
 from ropecli.staging import is_staging, private_folder, staged, write_new
@@ -30,9 +30,8 @@ Weights: TypeAlias = Literal["auto", "hardlink", "reflink", "symlink", "copy", "
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".h5", ".msgpack", ".onnx")
 LEFT_BEHIND = (".git", ".cache", "__pycache__")
 
-FREQUENCY_TOLERANCE = 5e-5
-"""Relative; snapping α and β moves the ramp by at most this much (DESIGN: every runtime the same numbers)."""
 FACTOR_TOLERANCE = 1e-6
+"""Largest difference of an attention factor that is read back from one that was written."""
 
 _FICLONE = 0x40049409
 
@@ -272,7 +271,7 @@ def prove(folder: Path, intent: Mapping[str, RopeSpec], name: str) -> None:
         for length in (spec.original_length, spec.max_length):
             found, wanted = frequencies(ropes[layers], length), frequencies(spec, length)
             off = largest_difference(found, wanted)
-            if off > FREQUENCY_TOLERANCE or abs(found.attention_factor - wanted.attention_factor) > FACTOR_TOLERANCE:
+            if off > TOLERANCE or abs(found.attention_factor - wanted.attention_factor) > FACTOR_TOLERANCE:
                 raise CheckFailed(
                     f"the written config means other numbers than asked: frequencies differ by {off:.2g}, attention "
                     f"factor {found.attention_factor:g} instead of {wanted.attention_factor:g}",

@@ -58,7 +58,7 @@ ELSEWHERE: Mapping[str, Any] = {
     "rotary_emb_fraction": 0.75,
     "rope_ratio": 0.5,
 }
-"""Keys that few classes read (`hf_types.ELSEWHERE`): each is tried on each class, and those that it reads are kept."""
+"""Keys that few classes read (`hf_keys.ELSEWHERE`): each is tried on each class, and those that it reads are kept."""
 
 COMMON: Mapping[str, Any] = {"rope_theta": 12345.0, "partial_rotary_factor": 0.75, "rope_scaling": {}, "head_dim": 112}
 """Keys that nearly all classes read: each is tried on each class, and those that it does not read are kept."""

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from ropecli import agreement
 from ropecli.agreement import EMITTED, FOLDED, FOLDED_LONGROPE, GGUF, LONGROPE, NOTHING, as_longrope, disagreements
 from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
-from ropecli.dialects import hf
-from ropecli.dialects.portable import stated_original
+from ropecli.dialects import hf, hf_scaling, portable
 from ropecli.errors import BadUsage
-from ropecli.frequencies import snapped_betas
+from ropecli.frequencies import frequencies, snapped_betas
 from ropecli.inspection import runtime_rows, with_text
-from ropecli.runtimes import RUNTIMES
+from ropecli.runtimes import RUNTIMES, Runtime
 from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
-from ropecli.spec import RopeSpec, Yarn
+from ropecli.spec import Dynamic, Linear, RopeSpec, Scaling, Yarn
 
 YARN_READERS = {
     "transformers",
@@ -152,7 +152,7 @@ def test_longrope_carries_it_to_more(spec: RopeSpec) -> None:
     m = spec.scaling.attention_factor
     assume(m >= 1)
     carried = as_longrope(spec)
-    stated = stated_original(carried)
+    stated = hf_scaling.stated_original(carried)
     # half a token of the stated length moves the attention factor by this much
     assume(m / (4 * stated * math.log(stated)) < 9e-5)
     rows = runtime_rows(written(plan(llama(spec), {"default": carried})), {"default": spec})
@@ -189,6 +189,67 @@ def test_fewer_runtimes_fewer_keys(runtimes: tuple[str, ...], absent: set[str]) 
     for block in (config["rope_scaling"], config["rope_parameters"]):
         assert not absent & block.keys()
     assert not disagreements(conversion, runtimes)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda runtime: runtime.name)
+def test_a_runtime_has_all_that_it_needs_in_a_config_for_it_alone(runtime: Runtime) -> None:
+    """It computes what it does from the config for all, whatever spelling of the temperature it goes by."""
+    plain = RopeSpec(1e6, 128, 128, 32768, 32768)
+    spec = replace(plain, max_length=131072, scaling=Yarn(4.0, 1.05, *snapped_betas(plain, 20, 30)))
+    checkpoint = llama(spec, "qwen2", "Qwen2ForCausalLM")
+    alone, for_all = (
+        runtime_rows(written(plan(checkpoint, {"default": spec}, runtimes=names)), {"default": spec})[runtime.name]
+        for names in ((runtime.name,), ())
+    )
+    assert (alone.attention_factor, alone.max_rel_diff) == (for_all.attention_factor, for_all.max_rel_diff)
+    assert runtime.temperature <= set(portable.TEMPERATURE)
+
+
+@pytest.mark.parametrize("scaling", [Dynamic(4.0), Linear(4.0), Linear(0.5)], ids=str)
+def test_longrope_carries_the_frequencies_of_the_longest_text(scaling: Scaling) -> None:
+    """Where the frequencies follow the length it is the served one that counts; no list extends by less than 1."""
+    spec = RopeSpec(1e4, 64, 64, 4096, round(4096 * scaling.factor), scaling)
+    carried = as_longrope(spec)
+    wanted = frequencies(spec, spec.max_length).inv_freq
+    assert {frequencies(carried, length).inv_freq for length in (1, 2 * spec.max_length)} == {
+        frequencies(carried).inv_freq
+    }
+    assert frequencies(carried).inv_freq == pytest.approx(wanted, rel=1e-12)
+    assert carried.scaling.factor == max(scaling.factor, 1.0)
+
+
+@pytest.mark.parametrize("m", [1.0, 1.2])
+def test_what_a_class_refuses_is_carried_by_longrope(m: float) -> None:
+    """Phi-3's takes nothing else; the same embedding in a GGUF is written as it is."""
+    spec = RopeSpec(1e4, 96, 96, 4096, 16384, Yarn(4.0, m))
+    checkpoint = llama(spec, "phi3", "Phi3ForCausalLM")
+    intent, why = agreement.carried(checkpoint, {"default": spec}, "auto")
+    assert intent == {"default": as_longrope(spec)}
+    assert "phi3 with longrope alone" in why
+    assert agreement.carried(checkpoint, {"default": spec}, "native") == ({"default": spec}, "")
+    assert agreement.carried(replace(checkpoint, format="gguf"), {"default": spec}, "auto") == ({"default": spec}, "")
+
+
+def test_latent_attention_is_not_sent_to_a_carrier_that_is_refused() -> None:
+    """Its runtimes know no longrope: where ExLlamaV2 has no YaRN, nothing helps."""
+    plain = RopeSpec(1e4, 64, 64, 4096, 4096)
+    latent = {"q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64}
+    source = llama(plain, "deepseek_v3", "DeepseekV3ForCausalLM")
+    config = {**source.config, **latent}
+    checkpoint = replace(source, config=config, config_text=json.dumps(config), ropes=hf.read(config))
+    assert checkpoint.ropes[0].mla
+    spec = replace(checkpoint.ropes[0].spec, max_length=16384, scaling=Yarn(4.0, 1.1))
+    found = {other.runtime: other.help for other in disagreements(plan(checkpoint, {"default": spec}))}
+    assert found["exllamav2"] == NOTHING
+    assert LONGROPE not in found.values()
+
+
+def test_what_a_class_refuses_and_longrope_cannot_carry_is_told_with_a_way() -> None:
+    """A temperature below 1 goes into the weights, where they can be folded."""
+    spec = RopeSpec(1e4, 96, 96, 4096, 16384, Yarn(4.0, 0.9))
+    with pytest.raises(BadUsage, match=r"never below 1; 0\.9 would be lost") as caught:
+        agreement.carried(llama(spec, "phi3", "Phi3ForCausalLM"), {"default": spec}, "auto")
+    assert "--bake attention-factor" in caught.value.hint
 
 
 def test_longrope_is_refused_where_it_would_lose_the_temperature() -> None:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from ropecli.errors import BadParameter
 from ropecli.spec import (
+    LONGEST,
     SCALINGS,
+    WIDEST_HEAD,
     Dynamic,
     Linear,
     Llama3,
@@ -191,6 +193,12 @@ def test_a_geometry_that_cannot_be_is_refused(changes: dict[str, Any], where: st
     assert caught.value.where == where
 
 
+def test_the_widest_and_longest_that_are_allowed_can_be() -> None:
+    """The upper ends belong to the range, as the messages say."""
+    spec = plain_spec(head_dim=WIDEST_HEAD, rotary_dim=WIDEST_HEAD, original_length=LONGEST, max_length=LONGEST)
+    assert (spec.pairs, spec.max_length) == (WIDEST_HEAD // 2, LONGEST)
+
+
 @pytest.mark.parametrize(
     ("build", "where"),
     [
@@ -242,6 +250,7 @@ def test_length_dependence(scaling: Scaling, expected: bool) -> None:
         (32, 0.1, 1.0, 1.346573590280),
         (16, 0.07, 1.0, 1.194081210557),
         (1, 0.1, 1.0, 1.0),
+        (1, 0.1, 0.9, 1.0),
         (0.5, 0.1, 1.0, 1.0),
     ],
 )

@@ -69,7 +69,7 @@ for name, command, example in (
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the status that the contract gives."""
+    """Run the command line and exit with its status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     with terminal.steady_streams(), _ending_on_signals():
         status = _run(arguments)

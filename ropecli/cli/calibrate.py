@@ -1,8 +1,9 @@
 """`ropecli calibrate`: parse, call, render."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from ropecli.errors import BadUsage, RopeError
 from ropecli.render import terminal
 from ropecli.render.calibration import TrialLog, show_calibration, show_cost
 from ropecli.staging import write_whole
+
+if TYPE_CHECKING:
+    from calibrate.calibration import Calibration
 
 OPTIMIZERS = ("auto", "nelder-mead", "powell", "cobyqa", "l-bfgs-b", "differential-evolution")
 
@@ -115,25 +119,21 @@ def calibrate_command(
     del debug
     loading.refuse_standard_input([model])
     quiet = quiet or not loading.speaks()
+    results = _Results(output, report, plot, force=force, as_json=as_json, quiet=quiet)
     if loading.speaks() and not plan_only:
         outputs.check_outputs({"--output": output, "--report": report, "--plot": plot}, force=force)
     if earlier is not None:
         search = data or output or factor or target_length or original_length or plan_only or resume
         if search or (report is None and plot is None):
             raise BadUsage("it goes with --report and --plot, and not with what a search needs", where="--from")
-        _draw_earlier(earlier, read_checkpoint(model), report, plot, force=force, quiet=quiet)
+        _draw_earlier(earlier, read_checkpoint(model), results)
         return
     if not data:
         raise BadUsage("Missing option '--data'.", hint="ropecli calibrate --help")
     options.one_of("--tune", tune, ("yarn", "temperature", "factors"))
     options.one_of("--optimizer", optimizer, OPTIMIZERS)
     options.no_nan({"--guard": guard, "--time-limit": time_limit, "--validation-fraction": validation_fraction})
-    if resume and output is None:
-        raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
-    if tune == "factors" and tensor_parallel > 1:
-        raise BadUsage("--tune factors needs gradients, and a model in parts has none here", where="--tensor-parallel")
-    if flops is not None and not plan_only:
-        raise BadUsage("the rate is for the plan", where="--flops", hint="give --plan-only, too")
+    _refuse_contradictions(results, tune, tensor_parallel, flops, resume=resume, plan_only=plan_only)
     rate = None if flops is None else options.rate(flops, "--flops")
     loading.quiet_libraries(verbose=verbose)
     if trust_remote_code:
@@ -181,22 +181,11 @@ def calibrate_command(
         else:
             show_cost(plan)
         return
-    content = calibration.to_json()
-    # the file first: whoever reads standard output may go away
-    if output is not None:
-        write_whole(terminal.json_text(content), output, force=force)
-    if journal is not None and signal_number is None:
-        journal.unlink(missing_ok=True)
-    if as_json:
-        terminal.emit_json(content)
-    elif output is None:
-        terminal.emit(terminal.json_text(content))
-    show_calibration(calibration, quiet=quiet)
+    _deliver(calibration, results, journal if signal_number is None else None)
     if report is not None or plot is not None:
         # what was typed is not of the result: the same run with another --output gives the same file
-        drawn = {**content, "command": outputs.command_line(context)}
-        where = str(output or "the calibration")
-        _draw_calibration(drawn, where, read_checkpoint(model), report, plot, force=force, quiet=quiet)
+        drawn = {**calibration.to_json(), "command": outputs.command_line(context)}
+        _draw_calibration(drawn, str(output or "the calibration"), read_checkpoint(model), results)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
 
@@ -210,39 +199,68 @@ def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:
         terminal.say(f"{journal} holds the scores of an earlier run, which this one replaces; {ways}", quiet=quiet)
 
 
-def _draw_earlier(
-    source: str, checkpoint: Checkpoint, report: Path | None, plot: Path | None, *, force: bool, quiet: bool
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """Where the results go, and how they are told; `output` is the calibration file."""
+
+    output: Path | None
+    report: Path | None
+    plot: Path | None
+    force: bool
+    as_json: bool
+    quiet: bool
+
+
+def _refuse_contradictions(
+    results: _Results, tune: str, tensor_parallel: int, flops: str | None, *, resume: bool, plan_only: bool
 ) -> None:
+    """Options that say nothing without another one, or that exclude each other. Raises BadUsage."""
+    if resume and results.output is None:
+        raise BadUsage("the scores of an earlier run lie beside its --output", where="--resume", hint="give --output")
+    if tune == "factors" and tensor_parallel > 1:
+        raise BadUsage("--tune factors needs gradients, and a model in parts has none here", where="--tensor-parallel")
+    if flops is not None and not plan_only:
+        raise BadUsage("the rate is for the plan", where="--flops", hint="give --plan-only, too")
+
+
+def _deliver(calibration: "Calibration", results: _Results, journal: Path | None) -> None:
+    """The file, standard output and the summary; `journal` is not needed once the file is there."""
+    content = calibration.to_json()
+    # the file first: whoever reads standard output may go away
+    if results.output is not None:
+        write_whole(terminal.json_text(content), results.output, force=results.force)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+    if results.as_json:
+        terminal.emit_json(content)
+    elif results.output is None:
+        terminal.emit(terminal.json_text(content))
+    show_calibration(calibration, quiet=results.quiet)
+
+
+def _draw_earlier(source: str, checkpoint: Checkpoint, results: _Results) -> None:
     """The page and the figure of a calibration file that is there already."""
     from calibrate.calibration import read_calibration  # noqa: PLC0415
 
     text, where = intents.text_of(source)
-    intents.say_where_models_differ(checkpoint, read_calibration(text, where), where, quiet=quiet)
-    _draw_calibration(json.loads(text), where, checkpoint, report, plot, force=force, quiet=quiet)
+    intents.say_where_models_differ(checkpoint, read_calibration(text, where), where, quiet=results.quiet)
+    _draw_calibration(json.loads(text), where, checkpoint, results)
 
 
-def _draw_calibration(
-    content: dict[str, Any],
-    where: str,
-    checkpoint: Checkpoint,
-    report: Path | None,
-    plot: Path | None,
-    *,
-    force: bool,
-    quiet: bool,
-) -> None:
+def _draw_calibration(content: dict[str, Any], where: str, checkpoint: Checkpoint, results: _Results) -> None:
     """The page and the figure of a calibration file; `where` names it in errors."""
     from ropecli.report.calibration import calibration_curves, calibration_page  # noqa: PLC0415 - only for a report
 
-    if plot is not None:
+    if results.plot is not None:
         from ropecli.plots import plot_loss_by_position  # noqa: PLC0415 - matplotlib is slow, and an extra
 
         length = content["rope"]["original_max_position_embeddings"]
-        plot_loss_by_position(calibration_curves(content, where), plot, length)
-        terminal.say(f"wrote {plot}", quiet=quiet)
-    if report is not None:
-        write_whole(calibration_page(content, _to_paste(checkpoint, content), where), report, force=force)
-        terminal.say(f"wrote {report}", quiet=quiet)
+        plot_loss_by_position(calibration_curves(content, where), results.plot, length)
+        terminal.say(f"wrote {results.plot}", quiet=results.quiet)
+    if results.report is not None:
+        page = calibration_page(content, _to_paste(checkpoint, content), where)
+        write_whole(page, results.report, force=results.force)
+        terminal.say(f"wrote {results.report}", quiet=results.quiet)
 
 
 def _to_paste(checkpoint: Checkpoint, content: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """`ropecli inspect`: parse, call, render."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +8,11 @@ from typing import Annotated
 import typer
 
 from ropecli import options
-from ropecli.checkpoint import read_checkpoint
+from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.cli import intents, outputs
 from ropecli.errors import BadUsage, CheckFailed, RopeError
 from ropecli.inspection import (
+    Inspection,
     broken_findings,
     differences,
     failed_checks,
@@ -21,6 +23,7 @@ from ropecli.inspection import (
 )
 from ropecli.render import terminal
 from ropecli.render.inspection import show_changes, show_inspection
+from ropecli.spec import RopeSpec
 
 
 def inspect_command(
@@ -74,16 +77,7 @@ def inspect_command(
             preview = None
             if any(value is not None for value in (factor, target_length, original_length, rope_type)):
                 preview = intents.by_hand(checkpoint, rope_type or "yarn", factor, target_length, original_length, {})
-            inspection = inspect(
-                checkpoint,
-                preview=preview,
-                tokenizer_config=tokenizer_config(checkpoint),
-                problems=weight_problems(checkpoint) if verify else (),
-            )
-            if preview is not None:
-                from ropecli.agreement import previewed_rows  # noqa: PLC0415 - a plan is made for a preview alone
-
-                inspection = replace(inspection, runtimes=previewed_rows(checkpoint, preview))
+            inspection = _inspected(checkpoint, preview, verify=verify)
             failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
             if diff is not None:
                 changes = differences(inspection, inspect(read_checkpoint(diff)))
@@ -107,3 +101,18 @@ def inspect_command(
             status = max(status, error.exit_status)
     if status:
         raise typer.Exit(status)
+
+
+def _inspected(checkpoint: Checkpoint, preview: Mapping[str, RopeSpec] | None, *, verify: bool) -> Inspection:
+    """The checkpoint as it is, or as a conversion to `preview` would write it."""
+    inspection = inspect(
+        checkpoint,
+        preview=preview,
+        tokenizer_config=tokenizer_config(checkpoint),
+        problems=weight_problems(checkpoint) if verify else (),
+    )
+    if preview is None:
+        return inspection
+    from ropecli.agreement import previewed_rows  # noqa: PLC0415 - a plan is made for a preview alone
+
+    return replace(inspection, runtimes=previewed_rows(checkpoint, preview))

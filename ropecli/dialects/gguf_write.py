@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 
 from ropecli.dialects import gguf
 from ropecli.dialects.gguf_archs import BETAS_READ, FREQS_USED, SLIDING
-from ropecli.dialects.portable import whole_corners, written_theta
+from ropecli.dialects.hf_scaling import whole_corners, written_theta
 from ropecli.errors import BadUsage
 from ropecli.frequencies import (
+    TOLERANCE,
     base_frequencies,
     divisors,
     frequencies,
@@ -61,9 +62,6 @@ UNSURE = frozenset({"deepseek4", "dots3note", "mellum"})
 
 HEAD_WIDE = frozenset({"gemma4", "gemma4-assistant", "phimoe"})
 """Architectures whose divisors span the whole head, however much of it rotates."""
-
-TOLERANCE = 5e-5
-"""Relative difference of frequencies up to which a carrier means the intent; snapped betas need 2e-5."""
 
 STANDS_STILL = 1e-20
 """Relative to its base: a frequency below it is a pair that does not turn (Gemma 4's divisors are 1e30)."""

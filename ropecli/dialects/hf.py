@@ -9,26 +9,23 @@ a class defaults is data.
 from collections.abc import Mapping
 
 from ropecli.dialects.hf_groups import Group, groups
-from ropecli.dialects.hf_keys import Found, Json, Place, Reader, boolean, items, nearest, number, whole
+from ropecli.dialects.hf_keys import (
+    CONTAINERS,
+    LAYOUT_KEYS,
+    Found,
+    Json,
+    Place,
+    Reader,
+    boolean,
+    items,
+    nearest,
+    number,
+    whole,
+)
 from ropecli.dialects.hf_scaling import Task, read_scaling, scaling_kind
 from ropecli.dialects.hf_types import TypeFacts, type_facts, without_rope
 from ropecli.errors import BadParameter
 from ropecli.spec import LayerRope, Layout, RopeSpec
-
-CONTAINERS = (
-    "text_config",
-    "thinker_config",  # Qwen Omni
-    "vlm_config",  # ColPali
-    "llm_config",
-    "language_config",
-    "global_config",  # BLT
-    "decoder_config",  # Dia
-    "decoder",  # T5Gemma
-)
-"""Keys under which a config of several models keeps its language model."""
-
-LAYOUT_KEYS = ("rope_interleave", "rope_interleaved", "rotary_emb_interleaved", "original_rope")
-"""Keys that say whether neighbours form a pair (DeepSeek, GPT-NeoX forks, Nomic, ChatGLM)."""
 
 
 def text_config(config: Json) -> tuple[Json, tuple[str, ...]]:

@@ -8,16 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ropecli.dialects.hf_keys import Found, Json, Place
+from ropecli.dialects.hf_keys import PER_LAYER, SCALING_OBJECTS, Found, Json, Place
 from ropecli.dialects.hf_layers import Layers, read_layers, window
 from ropecli.dialects.hf_types import TypeFacts
 from ropecli.errors import BadParameter
-
-PER_LAYER = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
-"""Keys that may hold a list with one value a layer."""
-
-SCALING_OBJECTS = ("rope_scaling", "rope_parameters", "attn_config.rope_hf_config", "rotary")
-"""Where the scaling object may stand; the first that is not empty wins (transformers 5.23, MPT, InternLM-1)."""
 
 OLDER_KEYS: Mapping[str, tuple[str, str]] = {
     "rope_local_base_freq": ("full_attention", "sliding_attention"),

@@ -71,6 +71,42 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """Canonical name → the keys that mean it. The first that is present and not null wins."""
 
+ELSEWHERE = frozenset(
+    (
+        "rotary_emb_base",
+        "rotary_embedding_base",
+        "rope_base",
+        "rope_embedding_base",
+        "rope_freq_constant",
+        "rotary_pct",
+        "rope_pct",
+        "rotary_emb_fraction",
+        "rope_ratio",
+    )
+)
+"""Keys of a few model types. Others do not read them, so that a stray one changes nothing."""
+
+PER_LAYER = ("layer_rope_theta", "rope_theta", "partial_rotary_factors")
+"""Keys that may hold a list with one value a layer."""
+
+CONTAINERS = (
+    "text_config",
+    "thinker_config",  # Qwen Omni
+    "vlm_config",  # ColPali
+    "llm_config",
+    "language_config",
+    "global_config",  # BLT
+    "decoder_config",  # Dia
+    "decoder",  # T5Gemma
+)
+"""Keys under which a config of several models keeps its language model."""
+
+SCALING_OBJECTS = ("rope_scaling", "rope_parameters", "attn_config.rope_hf_config", "rotary")
+"""Where the scaling object may stand; the first that is not empty wins (transformers 5.23, MPT, InternLM-1)."""
+
+LAYOUT_KEYS = ("rope_interleave", "rope_interleaved", "rotary_emb_interleaved", "original_rope")
+"""Keys that say whether neighbours form a pair (DeepSeek, GPT-NeoX forks, Nomic, ChatGLM)."""
+
 LAYERS_LIMIT = 100_000
 """No model has so many layers: a config that says so is broken."""
 

@@ -1,25 +1,31 @@
-"""A Hugging Face scaling object → a `Scaling` with its original and its longest length.
+"""A Hugging Face scaling object ↔ a `Scaling` with its original and its longest length.
 
-What each key means follows transformers 5.23 `modeling_rope_utils`; where transformers has no such type, the runtime
-that has it. A length that the config does not hold is derived, and `sources` say how.
+Reading, what each key means follows transformers 5.23 `modeling_rope_utils`; where transformers has no such type, the
+runtime that has it. A length that the config does not hold is derived, and `sources` say how. Written is what every
+runtime computes that can; the measured behaviour behind every key is in `ropecli/runtimes/`.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from ropecli.dialects.hf_keys import NAMES, Found, Place, Reader, boolean, number, numbers, whole
-from ropecli.errors import BadCheckpoint, BadParameter
+from ropecli.dialects.hf_keys import NAMES, ORIGINAL, Found, Place, Reader, boolean, number, numbers, whole
+from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
+from ropecli.frequencies import SNAP, ntk_base, ramp_frequencies, snapped_betas, yarn_corners
 from ropecli.spec import (
     Dynamic,
     Linear,
     Llama3,
     Longrope,
     Ntk,
+    NtkByParts,
     Plain,
     Proportional,
+    RopeSpec,
     Scaling,
     Yarn,
+    assert_never,
     default_attention_factor,
     mscale_ratio,
 )
@@ -39,6 +45,9 @@ SAME_TYPE: Mapping[str, str] = {
 
 TELECHAT_SLOPE = 0.07
 """TeleChat-3's `telechat3-yarn` scales the attention by 0.07·ln s + 1."""
+
+SMALL = 1e-6
+"""The lesser half of an mscale pair: so small that its own magnitude is 1, and not 0, which readers take for absent."""
 
 INTERNLM_FACTOR = Found(1.0, "default of rotary")
 """InternLM-1 stretches its base by the length alone where `rotary` has no factor."""
@@ -282,3 +291,134 @@ READERS: Mapping[str, Callable[[Task], tuple[Scaling, int, int]]] = {
     "proportional": _proportional,
 }
 """Canonical name of a scaling → its reader."""
+
+
+def scaling_dict(spec: RopeSpec) -> dict[str, Any] | None:  # noqa: RET503 - assert_never does not return
+    """The members of `rope_scaling` for a spec, without the base; None where the base alone says it.
+
+    Raises BadUsage for what no config can say.
+    """
+    scaling = spec.scaling
+    match scaling:
+        case Plain() | Ntk():
+            return None
+        case Linear():
+            return {"rope_type": "linear", "factor": float(scaling.factor), ORIGINAL: spec.original_length}
+        case Dynamic():
+            return {"rope_type": "dynamic", "factor": float(scaling.factor)}
+        case Yarn():
+            return portable_yarn(spec, scaling)
+        case NtkByParts():
+            if scaling.attention_factor != 1:
+                raise BadUsage(
+                    "ntk-by-parts is carried by llama3, which has no temperature",
+                    hint="leave --attention-factor out, or use --rope-type yarn",
+                )
+            return _llama3_dict(spec, scaling.factor, scaling.beta_slow, scaling.beta_fast)
+        case Llama3():
+            return _llama3_dict(spec, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor)
+        case Longrope():
+            return _longrope_dict(spec, scaling)
+        case Proportional():
+            raise BadUsage("proportional rotation is part of an architecture, not an extension")
+        case _:
+            assert_never(scaling)
+
+
+def portable_yarn(spec: RopeSpec, yarn: Yarn) -> dict[str, Any]:
+    """The YaRN dict on which every runtime agrees that can: α and β snapped, the temperature in every spelling.
+
+    A ramp with fractional corners is written as it is with `truncate: false`, which only some runtimes honour; one
+    without a width, as it is.
+    """
+    corners = whole_corners(spec, yarn)
+    beta_fast, beta_slow = (yarn.beta_fast, yarn.beta_slow) if corners is None else snapped_betas(spec, *corners)
+    extra = {"truncate": False} if corners is None and not yarn.truncate else {}
+    mscale, mscale_all_dim = mscale_pair(yarn.factor, yarn.attention_factor)
+    return {
+        "rope_type": "yarn",
+        "factor": float(yarn.factor),
+        ORIGINAL: spec.original_length,
+        "beta_fast": beta_fast,
+        "beta_slow": beta_slow,
+        "attention_factor": yarn.attention_factor,
+        "attn_factor": yarn.attention_factor / default_attention_factor(yarn.factor),
+        "mscale": mscale,
+        "mscale_all_dim": mscale_all_dim,
+    } | extra
+
+
+def mscale_pair(factor: float, attention_factor: float) -> tuple[float, float]:
+    """(mscale, mscale_all_dim), both positive, with mag(s, mscale) / mag(s, mscale_all_dim) = `attention_factor`.
+
+    mag(s, k) = 1 + 0.1·k·ln s is DeepSeek's magnitude; for s ≤ 1 it is 1 and only the factor 1 can be written.
+    """
+    unit = 0.1 * math.log(factor) if factor > 1 else 0.0
+    if attention_factor == 1 or unit == 0:
+        return 1.0, 1.0
+    if attention_factor > 1:
+        return (attention_factor * (1 + unit * SMALL) - 1) / unit, SMALL
+    return SMALL, ((1 + unit * SMALL) / attention_factor - 1) / unit
+
+
+def whole_corners(spec: RopeSpec, yarn: Yarn) -> tuple[int, int] | None:
+    """The whole corners (low, high) that this YaRN's ramp has, or None where its corners are fractional.
+
+    α and β that were snapped just inside whole corners count as whole though they are not truncated, where rounding
+    them moves no frequency by more than 2e-5.
+    """
+    low, high = yarn_corners(spec, yarn)
+    nearest = round(low), round(high)
+    if nearest[0] >= nearest[1] or max(abs(low - nearest[0]), abs(high - nearest[1])) > 4 * SNAP:
+        return None
+    asked = ramp_frequencies(spec, yarn.factor, low, high)
+    rounded = ramp_frequencies(spec, yarn.factor, *nearest)
+    return nearest if max(abs(a - b) / b for a, b in zip(asked, rounded, strict=True)) <= 2e-5 else None
+
+
+def _longrope_dict(spec: RopeSpec, scaling: Longrope) -> dict[str, Any]:
+    # `factor` would have a second say in the attention factor; without it everyone takes M/L
+    switching = {"factor": float(scaling.factor)} if spec.length_dependent else {}
+    return {
+        "rope_type": "longrope",
+        **switching,
+        ORIGINAL: stated_original(spec),
+        "short_factor": list(scaling.short_factor),
+        "long_factor": list(scaling.long_factor),
+        "attention_factor": scaling.attention_factor,
+    }
+
+
+def _llama3_dict(spec: RopeSpec, factor: float, low: float, high: float) -> dict[str, Any]:
+    return {
+        "rope_type": "llama3",
+        "factor": float(factor),
+        ORIGINAL: spec.original_length,
+        "low_freq_factor": float(low),
+        "high_freq_factor": float(high),
+    }
+
+
+def stated_original(spec: RopeSpec) -> int:
+    """`original_max_position_embeddings` as the config must state it.
+
+    With one list of divisors for every length nothing switches at the original length. All that is left of it is the
+    attention factor that runtimes compute from it, sqrt(1 + ln(M/L) / ln L) (LongRoPE as `su`), so the L is stated that
+    gives the wanted one: L = M^(1/A²), to the nearest whole number.
+    """
+    scaling = spec.scaling
+    if not isinstance(scaling, Longrope) or spec.length_dependent or scaling.attention_factor < 1:
+        return spec.original_length
+    return max(2, round(float(spec.max_length ** (1 / scaling.attention_factor**2))))
+
+
+def written_theta(spec: RopeSpec) -> float:
+    """The base that the config must state: NTK-aware scaling is nothing but another base."""
+    if isinstance(spec.scaling, Ntk):
+        return ntk_base(spec.rope_theta, spec.rotary_dim, spec.scaling.factor)
+    return spec.rope_theta
+
+
+def served_length(spec: RopeSpec) -> int:
+    """`max_position_embeddings`. For `dynamic` transformers reads it as the original length."""
+    return spec.original_length if isinstance(spec.scaling, Dynamic) else spec.max_length

@@ -5,7 +5,7 @@ The facts are data: `model_types.json`, made from the installed transformers by 
     types         model_type → its defaults as config keys, and the facts below
       layout      "interleaved" where the code rotates neighbours; half-split elsewhere
       whole_head  the code rotates the whole head whatever `partial_rotary_factor` says, unless it is scaled
-      reads       of the keys in `ELSEWHERE`, those that this type reads
+      reads       of the keys in `hf_keys.ELSEWHERE`, those that this type reads
       unread      keys that nearly every type reads and this one does not
       groups      its default is nested: layer type → default dict, fallback θ, the keys that set θ, whether a flat
                   `rope_scaling` lands there, and whether its `type` is then not read (`rope_type` is)
@@ -24,22 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ropecli.dialects.hf_keys import Json, Place
-
-ELSEWHERE = frozenset(
-    (
-        "rotary_emb_base",
-        "rotary_embedding_base",
-        "rope_base",
-        "rope_embedding_base",
-        "rope_freq_constant",
-        "rotary_pct",
-        "rope_pct",
-        "rotary_emb_fraction",
-        "rope_ratio",
-    )
-)
-"""Keys of a few model types. Others do not read them, so that a stray one changes nothing."""
+from ropecli.dialects.hf_keys import ELSEWHERE, Json, Place
 
 
 @dataclass(frozen=True, slots=True)

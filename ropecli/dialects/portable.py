@@ -5,30 +5,22 @@ not look at, and a `rope_scaling` beside it replaces it whole. The measured beha
 `ropecli/runtimes/`.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from ropecli.dialects.hf_groups import PER_LAYER
-from ropecli.dialects.hf_keys import NAMES, ORIGINAL
+from ropecli.dialects.hf_keys import NAMES, ORIGINAL, PER_LAYER
+from ropecli.dialects.hf_scaling import SMALL, scaling_dict, served_length, stated_original, written_theta
 from ropecli.dialects.hf_types import type_facts
 from ropecli.errors import BadUsage
-from ropecli.frequencies import SNAP, ntk_base, ramp_frequencies, snapped_betas, yarn_corners
 from ropecli.json_edit import ABSENT
 from ropecli.spec import (
     Dynamic,
     LayerRope,
-    Linear,
-    Llama3,
     Longrope,
     Ntk,
-    NtkByParts,
     Plain,
     Proportional,
     RopeSpec,
-    Yarn,
-    assert_never,
-    default_attention_factor,
 )
 
 Schema = Literal["both", "v4", "v5"]
@@ -50,145 +42,8 @@ UNSTATED_HEAD = frozenset(
 """Model types whose class in transformers 5.24, or 4.57 as Mistral's, leaves head_dim null where the file has none;
 most scalings then multiply by it."""
 
-TEMPERATURE_READERS: Mapping[str, frozenset[str]] = {
-    "attn_factor": frozenset({"vllm-2026-08", "sglang"}),
-    **dict.fromkeys(("mscale", "mscale_all_dim"), frozenset({"mlx-lm", "onnxruntime-genai", "tensorrt-llm", "tgi"})),
-}
-"""Spellings of YaRN's temperature beside `attention_factor`, which is always written, and who depends on them."""
-
-SMALL = 1e-6
-"""The lesser half of an mscale pair: so small that its own magnitude is 1, and not 0, which readers take for absent."""
-
-
-def mscale_pair(factor: float, attention_factor: float) -> tuple[float, float]:
-    """(mscale, mscale_all_dim), both positive, with mag(s, mscale) / mag(s, mscale_all_dim) = `attention_factor`.
-
-    mag(s, k) = 1 + 0.1·k·ln s is DeepSeek's magnitude; for s ≤ 1 it is 1 and only the factor 1 can be written.
-    """
-    unit = 0.1 * math.log(factor) if factor > 1 else 0.0
-    if attention_factor == 1 or unit == 0:
-        return 1.0, 1.0
-    if attention_factor > 1:
-        return (attention_factor * (1 + unit * SMALL) - 1) / unit, SMALL
-    return SMALL, ((1 + unit * SMALL) / attention_factor - 1) / unit
-
-
-def whole_corners(spec: RopeSpec, yarn: Yarn) -> tuple[int, int] | None:
-    """The whole corners (low, high) that this YaRN's ramp has, or None where its corners are fractional.
-
-    α and β that were snapped just inside whole corners count as whole though they are not truncated, where rounding
-    them moves no frequency by more than 2e-5.
-    """
-    low, high = yarn_corners(spec, yarn)
-    nearest = round(low), round(high)
-    if nearest[0] >= nearest[1] or max(abs(low - nearest[0]), abs(high - nearest[1])) > 4 * SNAP:
-        return None
-    asked = ramp_frequencies(spec, yarn.factor, low, high)
-    rounded = ramp_frequencies(spec, yarn.factor, *nearest)
-    return nearest if max(abs(a - b) / b for a, b in zip(asked, rounded, strict=True)) <= 2e-5 else None
-
-
-def portable_yarn(spec: RopeSpec, yarn: Yarn) -> dict[str, Any]:
-    """The YaRN dict on which every runtime agrees that can: α and β snapped, the temperature in every spelling.
-
-    A ramp with fractional corners is written as it is with `truncate: false`, which only some runtimes honour; one
-    without a width, as it is.
-    """
-    corners = whole_corners(spec, yarn)
-    beta_fast, beta_slow = (yarn.beta_fast, yarn.beta_slow) if corners is None else snapped_betas(spec, *corners)
-    extra = {"truncate": False} if corners is None and not yarn.truncate else {}
-    mscale, mscale_all_dim = mscale_pair(yarn.factor, yarn.attention_factor)
-    return {
-        "rope_type": "yarn",
-        "factor": float(yarn.factor),
-        ORIGINAL: spec.original_length,
-        "beta_fast": beta_fast,
-        "beta_slow": beta_slow,
-        "attention_factor": yarn.attention_factor,
-        "attn_factor": yarn.attention_factor / default_attention_factor(yarn.factor),
-        "mscale": mscale,
-        "mscale_all_dim": mscale_all_dim,
-    } | extra
-
-
-def scaling_dict(spec: RopeSpec) -> dict[str, Any] | None:  # noqa: RET503 - assert_never does not return
-    """The members of `rope_scaling` for a spec, without the base; None where the base alone says it.
-
-    Raises BadUsage for what no config can say.
-    """
-    scaling = spec.scaling
-    match scaling:
-        case Plain() | Ntk():
-            return None
-        case Linear():
-            return {"rope_type": "linear", "factor": float(scaling.factor), ORIGINAL: spec.original_length}
-        case Dynamic():
-            return {"rope_type": "dynamic", "factor": float(scaling.factor)}
-        case Yarn():
-            return portable_yarn(spec, scaling)
-        case NtkByParts():
-            if scaling.attention_factor != 1:
-                raise BadUsage(
-                    "ntk-by-parts is carried by llama3, which has no temperature",
-                    hint="leave --attention-factor out, or use --rope-type yarn",
-                )
-            return _llama3(spec, scaling.factor, scaling.beta_slow, scaling.beta_fast)
-        case Llama3():
-            return _llama3(spec, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor)
-        case Longrope():
-            return _longrope(spec, scaling)
-        case Proportional():
-            raise BadUsage("proportional rotation is part of an architecture, not an extension")
-        case _:
-            assert_never(scaling)
-
-
-def stated_original(spec: RopeSpec) -> int:
-    """`original_max_position_embeddings` as the config must state it.
-
-    With one list of divisors for every length nothing switches at the original length. All that is left of it is the
-    attention factor that runtimes compute from it, sqrt(1 + ln(M/L) / ln L) (LongRoPE as `su`), so the L is stated that
-    gives the wanted one: L = M^(1/A²), to the nearest whole number.
-    """
-    scaling = spec.scaling
-    if not isinstance(scaling, Longrope) or spec.length_dependent or scaling.attention_factor < 1:
-        return spec.original_length
-    return max(2, round(float(spec.max_length ** (1 / scaling.attention_factor**2))))
-
-
-def _longrope(spec: RopeSpec, scaling: Longrope) -> dict[str, Any]:
-    # `factor` would have a second say in the attention factor; without it everyone takes M/L
-    switching = {"factor": float(scaling.factor)} if spec.length_dependent else {}
-    return {
-        "rope_type": "longrope",
-        **switching,
-        ORIGINAL: stated_original(spec),
-        "short_factor": list(scaling.short_factor),
-        "long_factor": list(scaling.long_factor),
-        "attention_factor": scaling.attention_factor,
-    }
-
-
-def _llama3(spec: RopeSpec, factor: float, low: float, high: float) -> dict[str, Any]:
-    return {
-        "rope_type": "llama3",
-        "factor": float(factor),
-        ORIGINAL: spec.original_length,
-        "low_freq_factor": float(low),
-        "high_freq_factor": float(high),
-    }
-
-
-def written_theta(spec: RopeSpec) -> float:
-    """The base that the config must state: NTK-aware scaling is nothing but another base."""
-    if isinstance(spec.scaling, Ntk):
-        return ntk_base(spec.rope_theta, spec.rotary_dim, spec.scaling.factor)
-    return spec.rope_theta
-
-
-def served_length(spec: RopeSpec) -> int:
-    """`max_position_embeddings`. For `dynamic` transformers reads it as the original length."""
-    return spec.original_length if isinstance(spec.scaling, Dynamic) else spec.max_length
+TEMPERATURE = ("attn_factor", "mscale", "mscale_all_dim")
+"""Spellings of YaRN's temperature beside `attention_factor`, which is always written."""
 
 
 def flat_changes(text: Mapping[str, Any], spec: RopeSpec, schema: Schema) -> dict[str, Any]:
@@ -293,16 +148,7 @@ def layered_changes(
     one `rope_scaling`, which its classes apply to the full-attention layers alone.
     Raises BadUsage for what such a config cannot say.
     """
-    for key in PER_LAYER:
-        if isinstance(text.get(key), list):
-            raise BadUsage("one value for each layer leaves no place for a scaling", where=key)
-    for name, spec in intent.items():
-        if "truncate" in (scaling_dict(spec) or {}):
-            raise BadUsage(
-                "the ramp of one layer type is always rounded: transformers reads truncate beside the layer types",
-                where=name,
-                hint="leave --no-truncate out",
-            )
+    _refuse_unsayable(text, intent)
     blocks = {key: text.get(key) or {} for key in ("rope_parameters", "rope_scaling")}
     nested = {key: block for key, block in blocks.items() if any(isinstance(v, Mapping) for v in block.values())}
     parameters = nested.get("rope_parameters") or nested.get("rope_scaling") or {}
@@ -333,6 +179,20 @@ def layered_changes(
     elif "rope_parameters" in text:
         changes["rope_parameters"] = ABSENT
     return _without_respelling(text, changes)
+
+
+def _refuse_unsayable(text: Mapping[str, Any], intent: Mapping[str, RopeSpec]) -> None:
+    """What no config with several kinds of layers can say. Raises BadUsage."""
+    for key in PER_LAYER:
+        if isinstance(text.get(key), list):
+            raise BadUsage("one value for each layer leaves no place for a scaling", where=key)
+    for name, spec in intent.items():
+        if "truncate" in (scaling_dict(spec) or {}):
+            raise BadUsage(
+                "the ramp of one layer type is always rounded: transformers reads truncate beside the layer types",
+                where=name,
+                hint="leave --no-truncate out",
+            )
 
 
 def _scaled_by(model_type: str) -> set[str]:
@@ -366,14 +226,13 @@ def _older_keys(text: Mapping[str, Any], ropes: Sequence[LayerRope], intent: Map
     return changes
 
 
-def only_for(changes: Mapping[str, Any], runtimes: Collection[str]) -> dict[str, Any]:
-    """The changes without the spellings of YaRN's temperature that none of these runtimes reads."""
-    useless = {key for key, readers in TEMPERATURE_READERS.items() if not readers & set(runtimes)}
+def with_temperature(changes: Mapping[str, Any], needed: Collection[str]) -> dict[str, Any]:
+    """The changes without the spellings of YaRN's temperature that are not needed."""
 
     def kept(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        return {key: kept(inner) for key, inner in value.items() if key not in useless}
+        return {key: kept(inner) for key, inner in value.items() if key not in TEMPERATURE or key in needed}
 
     return {key: kept(value) for key, value in changes.items()}
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ropecli.dialects.portable import whole_corners
+from ropecli.dialects.hf_scaling import whole_corners
 from ropecli.findings.context import Block, Context, shown
 from ropecli.findings.rule import Checks, Finding, Rule
 from ropecli.frequencies import base_frequencies, corner, frequencies, snapped_betas, yarn_corners

@@ -7,7 +7,7 @@ the pair `mscale`, `mscale_all_dim` gives (0.1·mscale·ln s + 1) / (0.1·mscale
 from collections.abc import Iterator
 from typing import Any
 
-from ropecli.dialects.portable import mscale_pair
+from ropecli.dialects.hf_scaling import mscale_pair
 from ropecli.findings.context import Block, Context
 from ropecli.findings.rule import Checks, Finding, Rule
 from ropecli.spec import default_attention_factor, mscale_ratio

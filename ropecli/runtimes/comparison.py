@@ -1,11 +1,7 @@
 """How far what a runtime computes is from what a config means."""
 
-from ropecli.frequencies import Frequencies
+from ropecli.frequencies import TOLERANCE, Frequencies
 from ropecli.runtimes.reading import Reading
-
-FREQUENCY_TOLERANCE = 5e-5
-"""Largest relative difference of a frequency that still agrees: above float32 tables (2e-7) and snapped corners
-(2e-5), below the smallest mistake seen in the field (one pair of ramp, 1e-2)."""
 
 ATTENTION_FACTOR_TOLERANCE = 1e-4
 """Largest difference of the attention factor that still agrees; a longrope list carries it to 4e-5."""
@@ -24,4 +20,4 @@ def compare(reading: Reading, intent: Frequencies) -> tuple[float | None, bool]:
     pairs = zip(reading.inv_freq, intent.inv_freq, strict=True)
     difference = max((abs(found - meant) / (abs(meant) or 1.0) for found, meant in pairs), default=0.0)
     temperature = abs(reading.attention_factor - intent.attention_factor)
-    return difference, difference <= FREQUENCY_TOLERANCE and temperature <= ATTENTION_FACTOR_TOLERANCE
+    return difference, difference <= TOLERANCE and temperature <= ATTENTION_FACTOR_TOLERANCE

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ropecli.dialects.gguf_archs import LOG_MULTIPLIER, SLIDING
 from ropecli.dialects.hf_keys import ORIGINAL
-from ropecli.dialects.portable import portable_yarn, written_theta
+from ropecli.dialects.hf_scaling import portable_yarn, written_theta
 from ropecli.frequencies import frequencies, ramp_frequencies, yarn_corners
 from ropecli.runtimes.comparison import compare
 from ropecli.runtimes.formulas import (

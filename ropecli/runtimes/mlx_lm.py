@@ -278,7 +278,7 @@ def _longrope(request: Request, scaling: Keys, base: RopeSpec) -> Computed:
     return divided(base, long), longrope_magnitude(longest / original, original), notes
 
 
-RUNTIME = Runtime("mlx-lm", "0.32.2", rule)
+RUNTIME = Runtime("mlx-lm", "0.32.2", rule, frozenset(("mscale", "mscale_all_dim")))
 
 
 _NEEDED = {

@@ -113,4 +113,4 @@ def _phi3(parameters: Keys, base: RopeSpec, longest: int, original: int) -> Comp
     return divided(base, short), given if given > 0 else longrope_magnitude(longest / original, original), notes
 
 
-RUNTIME = Runtime("onnxruntime-genai", "a0c04eb1 (2026-08-22)", rule)
+RUNTIME = Runtime("onnxruntime-genai", "a0c04eb1 (2026-08-22)", rule, frozenset(("mscale", "mscale_all_dim")))

@@ -62,14 +62,16 @@ class Reading:
 class Runtime:
     """An inference runtime.
 
-    name     the name of its row
-    version  the version, or the commit and its date, that its rule was read from
-    rule     the frequencies that it computes; may raise RopeError, ArithmeticError or ValueError where it stops
+    name         the name of its row
+    version      the version, or the commit and its date, that its rule was read from
+    rule         the frequencies that it computes; may raise RopeError, ArithmeticError or ValueError where it stops
+    temperature  the keys that it needs for YaRN's temperature, beside `attention_factor`, which is always written
     """
 
     name: str
     version: str
     rule: Callable[[Request], Reading]
+    temperature: frozenset[str] = frozenset()
 
     def read(self, request: Request) -> Reading:
         """What this runtime makes of a config; never raises, however odd the config."""

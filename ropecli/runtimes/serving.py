@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ropecli.dialects import hf, portable
+from ropecli.dialects import hf
 from ropecli.dialects.hf_keys import NAMES, ORIGINAL
+from ropecli.dialects.hf_scaling import scaling_dict, served_length, written_theta
 from ropecli.errors import BadUsage
 from ropecli.frequencies import Frequencies, frequencies
 from ropecli.runtimes.comparison import compare
@@ -130,7 +131,7 @@ def override(serving: Serving, read: Mapping[str, Sequence[str]]) -> dict[str, A
 def lengths(serving: Serving) -> dict[str, Any]:
     """The served length under every name that the config has for it; `dynamic` counts from the original one."""
     names = [key for key in NAMES["max_length"] if serving.text.get(key) is not None] or ["max_position_embeddings"]
-    return dict.fromkeys(names, max(portable.served_length(spec) for spec in serving.intent.values()))
+    return dict.fromkeys(names, max(served_length(spec) for spec in serving.intent.values()))
 
 
 def parameters(serving: Serving, rope: LayerRope, read: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -142,11 +143,11 @@ def parameters(serving: Serving, rope: LayerRope, read: Mapping[str, Sequence[st
     if spec is None:
         as_it_is = old or _as_it_is(rope.spec)
         return {"rope_theta": rope.spec.rope_theta, "rope_type": old.get("type", "default"), **as_it_is}
-    scaling = portable.scaling_dict(spec) or {"rope_type": "default"}
+    scaling = scaling_dict(spec) or {"rope_type": "default"}
     wanted = read.get(scaling["rope_type"], tuple(scaling))
     return {
         "rope_type": scaling["rope_type"],
-        "rope_theta": portable.written_theta(spec),
+        "rope_theta": written_theta(spec),
         **{key: value for key, value in scaling.items() if key in wanted},
         **{key: value for key, value in old.items() if key not in SCALING_KEYS},
         **_share(spec, (serving.text, old), mla=rope.mla),
@@ -176,7 +177,7 @@ def _as_it_is(spec: RopeSpec) -> dict[str, Any]:
     if isinstance(spec.scaling, Proportional):
         share = spec.scaling.partial_rotary_factor
         return {"rope_type": "proportional", "factor": spec.scaling.factor, "partial_rotary_factor": share}
-    return (portable.scaling_dict(spec) or {"rope_type": "default"}) | _share(spec, (), mla=False)
+    return (scaling_dict(spec) or {"rope_type": "default"}) | _share(spec, (), mla=False)
 
 
 def _share(spec: RopeSpec, places: Sequence[Keys], *, mla: bool) -> dict[str, Any]:

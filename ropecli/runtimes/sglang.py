@@ -124,7 +124,7 @@ def _longrope(parameters: Keys, base: RopeSpec, longest: int) -> Computed:
     return divided(base, short), longrope_magnitude(longest / original, original) if mscale is None else mscale, notes
 
 
-RUNTIME = Runtime("sglang", "623300a5 (2026-06-25)", rule)
+RUNTIME = Runtime("sglang", "623300a5 (2026-06-25)", rule, frozenset(("attn_factor",)))
 
 
 def flags(serving: Serving) -> tuple[str, ...]:

@@ -95,4 +95,4 @@ def _longrope(scaling: Keys, base: RopeSpec, longest: int, original: int) -> Com
     return divided(base, long if longest > original else short), longrope_magnitude(longest / original, original), notes
 
 
-RUNTIME = Runtime("tensorrt-llm", "51ea5c96 (2026)", rule)
+RUNTIME = Runtime("tensorrt-llm", "51ea5c96 (2026)", rule, frozenset(("mscale", "mscale_all_dim")))

@@ -90,4 +90,4 @@ def _longrope(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Comp
     return inv_freq, temperature, notes
 
 
-RUNTIME = Runtime("tgi", "db931fcf (2026-01-08)", rule)
+RUNTIME = Runtime("tgi", "db931fcf (2026-01-08)", rule, frozenset(("mscale", "mscale_all_dim")))

@@ -21,4 +21,9 @@ def august_yarn(parameters: Keys, base: RopeSpec) -> Computed:
     return extrapolated(parameters, base, yarn_ramp(parameters, base)), attention_factor, notes
 
 
-RUNTIME = Runtime("vllm-2026-08", "8d9b52f7 (2026-08-07)", lambda request: rule(request, august_yarn))
+RUNTIME = Runtime(
+    "vllm-2026-08",
+    "8d9b52f7 (2026-08-07)",
+    lambda request: rule(request, august_yarn),
+    frozenset(("attn_factor",)),
+)

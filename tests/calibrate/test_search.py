@@ -10,6 +10,7 @@ from calibrate import search
 from calibrate.objective import Point, Space
 from calibrate.search import METHODS, Field, by_name, coarse_step, race, race_passes, temperature, whole_cells
 from calibrate.trials import SearchStopped
+from ropecli.cli.calibrate import OPTIMIZERS
 from ropecli.errors import BadUsage
 from ropecli.spec import RopeSpec
 
@@ -289,6 +290,11 @@ def test_a_method_by_name_never_ends_above_the_default(name: str) -> None:
     start = TINY.default
     loss = Documents(lambda p: 3.0 if p == start else 3.5 + 0.1 * p.low, 2, spread=0.0)
     assert by_name(loss, TINY, 2, name, corners=True, seed=0) == start
+
+
+def test_the_command_line_knows_every_optimizer() -> None:
+    """It has the names without loading scipy."""
+    assert list(OPTIMIZERS) == ["auto", *METHODS]
 
 
 def test_the_seed_decides_a_random_search() -> None:

@@ -179,6 +179,14 @@ def test_the_effective_number_is_kishs(tokens: list[int]) -> None:
     assert effective_documents(np.full(len(tokens), 768)) == pytest.approx(len(tokens))
 
 
+@pytest.mark.parametrize(("documents", "interval"), [(29, "t"), (30, "bootstrap")])
+def test_thirty_documents_are_many(documents: int, interval: str) -> None:
+    """From as many effective documents on, the interval is resampled."""
+    tokens, draw = np.full(documents, 768), np.random.default_rng(0)
+    assert effective_documents(tokens) == documents
+    assert paired_difference(draw.normal(size=documents), np.zeros(documents), tokens).interval == interval
+
+
 # ------------------------------------------------------------------------------------------------ the verdict
 
 

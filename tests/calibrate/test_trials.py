@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ def test_documents_weigh_as_much_as_they_hold() -> None:
 
     trials = Trials(nats_of, DOCUMENTS, SPACE, OBJECTIVE, BANDS, Budget(), lambda *_: None)
     assert trials.loss(DEFAULT, 4) == pytest.approx((1 * 0 + 2 * 1 + 3 * 2 + 4 * 3) / WINDOWS)
+    assert trials.loss(DEFAULT, 2) == pytest.approx((1 * 0 + 2 * 1) / 3), "what is known of more documents is left out"
 
 
 def test_nothing_is_scored_twice() -> None:
@@ -172,6 +174,41 @@ def test_the_first_question_is_always_answered() -> None:
         trials.loss(at(1.3), 1)
 
 
+def test_seconds_are_those_of_the_trials_and_end_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a clock that goes on by a second a document: a trial has the seconds of its own scores."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("calibrate.trials.time", clock)
+
+    def nats_of(table: Frequencies, documents: Sequence[Document]) -> Floats:
+        clock.now += len(documents)
+        return Model()(table, documents)
+
+    budget = Budget(time_limit=8.0, began=0.0)
+    trials = Trials(nats_of, DOCUMENTS, SPACE, OBJECTIVE, BANDS, budget, lambda *_: None)
+    trials.loss(DEFAULT, 1)
+    trials.loss(at(1.3), 4)
+    assert [trial.seconds for trial in trials.trials] == [1.0, 3.0 + 4.0]
+    assert trials.seconds == budget.seconds == 8.0
+    with pytest.raises(SearchStopped):
+        trials.loss(at(1.2), 1)
+
+
+def test_it_stops_with_the_other_processes() -> None:
+    """What one process of a run wants all of them do; it is told what this one wants."""
+    told: list[bool] = []
+
+    def agreed(mine: bool) -> bool:
+        told.append(mine)
+        return len(told) > 1
+
+    trials = Trials(Model(), DOCUMENTS, SPACE, OBJECTIVE, BANDS, Budget(), lambda *_: None, agreed)
+    trials.loss(DEFAULT, 1)
+    trials.loss(at(1.3), 1)
+    with pytest.raises(SearchStopped):
+        trials.loss(at(1.2), 1)
+    assert told == [False, False]
+
+
 def test_stopped_is_stopped() -> None:
     """Once stopped, every question that costs something is refused."""
     trials = trials_of(Model())
@@ -202,7 +239,7 @@ def test_a_loss_that_is_no_number_is_the_worst(broken: float) -> None:
     """A point whose loss is NaN or infinite is never the best, and the search goes on."""
     trials = trials_of(Model(lambda table: broken if table.attention_factor > 1.2 else 3.0))
     assert trials.loss(DEFAULT, 4) == 3.0
-    assert trials.loss(at(1.3), 4) == math.inf
+    assert trials.loss(at(1.3), 4) == trials.loss(at(1.3), 1) == math.inf
     assert trials.loss(at(1.15), 4) == 3.0
     assert trials.best().nll == 3.0
     assert race(trials.loss, SPACE, 4).attention_factor <= 1.2
@@ -211,9 +248,9 @@ def test_a_loss_that_is_no_number_is_the_worst(broken: float) -> None:
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_default_without_a_loss_is_inconclusive(broken: float) -> None:
     """When default YaRN itself has no finite loss there is nothing to compare with."""
-    trials = trials_of(Model(lambda _: broken))
-    with pytest.raises(Inconclusive, match="not a finite number"):
-        trials.loss(DEFAULT, 1)
+    for documents in (1, 4):
+        with pytest.raises(Inconclusive, match="not a finite number"):
+            trials_of(Model(lambda _: broken)).loss(DEFAULT, documents)
 
 
 def test_the_guard_is_part_of_the_loss() -> None:

@@ -21,7 +21,7 @@ from transformers.models.phimoe.modeling_phimoe import PhimoeRotaryEmbedding
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
 from ropecli.agreement import as_longrope
-from ropecli.dialects import hf, portable
+from ropecli.dialects import hf, hf_scaling, portable
 from ropecli.errors import BadUsage
 from ropecli.frequencies import SNAP, Frequencies, frequencies, snapped_betas, yarn_corners
 from ropecli.json_edit import with_members
@@ -167,7 +167,7 @@ def test_transformers_computes_the_same_numbers(spec, schema, source):
     """The real LlamaRotaryEmbedding, from the written config, has the frequencies and the factor that were asked."""
     assume(isinstance(spec.scaling, Plain) or spec.scaling.factor >= 1)
     config = LlamaConfig.from_dict(converted(llama(spec, source), spec, schema))
-    assert config.max_position_embeddings == portable.served_length(spec)
+    assert config.max_position_embeddings == hf_scaling.served_length(spec)
     check_module(LlamaRotaryEmbedding(config), spec)
 
 
@@ -205,7 +205,7 @@ def test_the_mscale_pair_is_the_attention_factor_as_a_ratio(factor, attention_fa
     def magnitude(k: float) -> float:
         return 0.1 * k * math.log(factor) + 1
 
-    mscale, mscale_all_dim = portable.mscale_pair(factor, attention_factor)
+    mscale, mscale_all_dim = hf_scaling.mscale_pair(factor, attention_factor)
     assert mscale > 0
     assert mscale_all_dim > 0
     assert magnitude(mscale) / magnitude(mscale_all_dim) == pytest.approx(attention_factor, rel=1e-9)
@@ -216,19 +216,19 @@ def test_the_mscale_pair_is_the_attention_factor_as_a_ratio(factor, attention_fa
 def test_the_mscale_pair_of_one_is_one(factor, attention_factor):
     """An attention factor of 1 is two equal numbers; at a factor of 1 no pair can say another one."""
     if attention_factor == 1 or factor == 1:
-        assert portable.mscale_pair(factor, attention_factor) == (1.0, 1.0)
+        assert hf_scaling.mscale_pair(factor, attention_factor) == (1.0, 1.0)
     else:
-        mscale, mscale_all_dim = portable.mscale_pair(factor, attention_factor)
+        mscale, mscale_all_dim = hf_scaling.mscale_pair(factor, attention_factor)
         assert (mscale > mscale_all_dim) == (attention_factor > 1)
 
 
 @given(yarns())
 def test_written_betas_are_snapped_or_exact(spec):
     """Whole corners: the written betas mean them rounded or not, to 5e-5 of a pair. Fractional ones stay as asked."""
-    written = portable.portable_yarn(spec, spec.scaling)
+    written = hf_scaling.portable_yarn(spec, spec.scaling)
     rounded = Yarn(spec.scaling.factor, 1.0, written["beta_fast"], written["beta_slow"], truncate=True)
     exact = Yarn(spec.scaling.factor, 1.0, written["beta_fast"], written["beta_slow"], truncate=False)
-    wanted = portable.whole_corners(spec, spec.scaling)
+    wanted = hf_scaling.whole_corners(spec, spec.scaling)
     if wanted is None:
         assert (written["beta_fast"], written["beta_slow"]) == (spec.scaling.beta_fast, spec.scaling.beta_slow)
         assert written.get("truncate", True) == spec.scaling.truncate
@@ -241,7 +241,7 @@ def test_written_betas_are_snapped_or_exact(spec):
 @given(yarns())
 def test_every_spelling_of_the_temperature_is_there(spec):
     """`attention_factor` is final, `attn_factor` multiplies the default of 0.1·ln s + 1, the pair is a ratio."""
-    written, m = portable.portable_yarn(spec, spec.scaling), spec.scaling.attention_factor
+    written, m = hf_scaling.portable_yarn(spec, spec.scaling), spec.scaling.attention_factor
     assert written["attention_factor"] == m
     assert written["attn_factor"] * default_attention_factor(spec.scaling.factor) == pytest.approx(m, rel=1e-12)
     assert all(isinstance(written[key], float) for key in ("factor", "attention_factor", "beta_fast", "beta_slow"))
@@ -252,7 +252,7 @@ DEFAULT_YARN = RopeSpec(10000.0, 128, 128, 4096, 16384, Yarn.default(4.0))
 
 def test_default_yarn_is_written_like_this():
     """The whole dict for YaRN as every runtime defaults it, at the size of Llama-2."""
-    written = portable.scaling_dict(DEFAULT_YARN)
+    written = hf_scaling.scaling_dict(DEFAULT_YARN)
     assert written is not None
     assert {key: written[key] for key in written if not key.startswith("beta")} == {
         "rope_type": "yarn",
@@ -387,7 +387,7 @@ def test_no_scaling_is_said_to_a_class_that_scales_by_itself(scaling, schema, mo
     assert frequencies(rope.spec).inv_freq == pytest.approx(frequencies(spec).inv_freq, rel=1e-12)
     loaded = AutoConfig.for_model(**after)
     assert loaded.rope_parameters["rope_type"] == "default"
-    assert loaded.rope_parameters["rope_theta"] == pytest.approx(portable.written_theta(spec))
+    assert loaded.rope_parameters["rope_theta"] == pytest.approx(hf_scaling.written_theta(spec))
 
 
 def test_a_ratio_of_the_base_is_refused():
@@ -552,4 +552,4 @@ def test_what_layer_types_can_not_say_is_refused(config, intent, schema):
 def test_what_no_config_can_say_is_refused(scaling):
     """A temperature with `llama3`, and a rotation that is an architecture's own, have no spelling."""
     with pytest.raises(BadUsage):
-        portable.scaling_dict(RopeSpec(10000.0, 32, 32, 128, 512, scaling))
+        hf_scaling.scaling_dict(RopeSpec(10000.0, 32, 32, 128, 512, scaling))

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from ropecli.dialects import hf
 from ropecli.dialects.gguf_archs import HALVES, INTERLEAVED
 from ropecli.errors import BadUsage
-from ropecli.frequencies import Frequencies, base_frequencies, frequencies, ntk_base, yarn_corners
+from ropecli.frequencies import TOLERANCE, Frequencies, base_frequencies, frequencies, ntk_base, yarn_corners
 from ropecli.runtimes import RUNTIMES, Reading, Request
-from ropecli.runtimes.comparison import ATTENTION_FACTOR_TOLERANCE, FREQUENCY_TOLERANCE
+from ropecli.runtimes.comparison import ATTENTION_FACTOR_TOLERANCE
 from ropecli.runtimes.emit import BARE, FLAGS, USAGE, emit
 from ropecli.runtimes.llama_cpp_archs import ARCHITECTURES
 from ropecli.runtimes.serving import Serving
@@ -234,7 +234,7 @@ def applied(name: str, config: dict[str, Any], line: str) -> tuple[dict[str, Any
 def assert_agrees(reading: Reading, meant: Frequencies) -> None:
     assert reading.inv_freq is not None, reading.notes
     assert reading.attention_factor == pytest.approx(meant.attention_factor, abs=ATTENTION_FACTOR_TOLERANCE)
-    assert reading.inv_freq == pytest.approx(meant.inv_freq, rel=FREQUENCY_TOLERANCE)
+    assert reading.inv_freq == pytest.approx(meant.inv_freq, rel=TOLERANCE)
 
 
 def assert_served(name: str, asked: Serving) -> None:
@@ -623,5 +623,5 @@ def test_transformers_itself_takes_the_object(config: str, scaling: str, tmp_pat
             compute = rope_utils.ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
             tensor, m = compute(real, "cpu", **({"layer_type": rope.name} if asked.layered else {}))
             found = tensor.double().tolist()
-        assert found == pytest.approx(meant.inv_freq, rel=FREQUENCY_TOLERANCE)
+        assert found == pytest.approx(meant.inv_freq, rel=TOLERANCE)
         assert m == pytest.approx(meant.attention_factor, abs=ATTENTION_FACTOR_TOLERANCE)
