@@ -302,6 +302,11 @@ def _data(sources: Sequence[Source]) -> tuple[Mapping[str, Any], ...]:
     return tuple(asdict(source) for source in sources)
 
 
+def _names(documents: Sequence[Document]) -> tuple[str, ...]:
+    """Every factor has the same documents, cut to windows of its own."""
+    return tuple(document.name for document in documents)
+
+
 def law_of(fits: Sequence[Fit], against_default: Difference | None = None) -> Law | None:
     """The line through what was found, each factor with the same weight; None for a single factor.
 
@@ -456,6 +461,7 @@ def _joined(
             "found": [rope_to_json(found.found) for found in fits if found.found is not None],
         },
         data=_data(prepared.sources),
+        split={"search": _names(prepared.tasks[0].found), "held_out": _names(prepared.tasks[0].held)},
         seed=request.seed,
         versions=versions(),
         fits=fits if len(prepared.tasks) > 1 else (),
