@@ -365,7 +365,8 @@ class Calibration:
     settings     how it was made: what was tuned and minimised, on how much text, in which dtype
     notes        what a reader of the numbers should know: blocks, bounds, few documents
     split        names of the documents that were searched on, and of those that were held out
-    temperature  (a, b) of m = a·ln s + b: the law's, or for one factor b = 1 and the a that gives its m
+    temperature  (a, b) of m = a·ln s + b: the law's, or for one factor b = 1 and the a that gives its m; YaRN's own
+                 where nothing is calibrated
     fits, law    where several factors were asked for; then `spec`, `inv_freq`, `decision`, `reason` and `calibration`
                  are those of the largest factor, and costs are summed
     """

@@ -327,6 +327,19 @@ def law_of(fits: Sequence[Fit], against_default: Difference | None = None) -> La
     return Law(line.slope, line.intercept, line.slope_ci95, line.intercept_ci95, points, rejected, loss)
 
 
+def temperature_of(fits: Sequence[Fit], law: Law | None) -> tuple[float, float]:
+    """(a, b) of m = a·ln s + b that the file stands for: YaRN's own where every verdict kept the default.
+
+    For one factor b = 1, and a gives its m.
+    """
+    if all(found.decision == "default" for found in fits):
+        return YARN_LAW
+    if law is not None:
+        return law.a, law.b
+    (alone,) = fits
+    return (alone.spec.scaling.attention_factor - 1) / math.log(alone.factor), 1.0
+
+
 def _joined_notes(tune: Tune, fits: Sequence[Fit], law: Law | None, more: Sequence[str]) -> tuple[str, ...]:
     shared = [note for note in fits[0].notes if all(note in found.notes for found in fits)]
     own = [f"factor {found.factor:g}: {note}" for found in fits for note in found.notes if note not in shared]
@@ -431,7 +444,6 @@ def _joined(
 ) -> Calibration:
     """The calibration of all factors; `fits` ascend, and the last one speaks for all."""
     largest, law = fits[-1], law_of(fits, against_default)
-    own = (largest.spec.scaling.attention_factor - 1) / math.log(largest.factor), 1.0
     counted = ("evaluations", "gradients", "forward_equivalents", "tokens")
     return Calibration(
         checkpoint={
@@ -443,7 +455,7 @@ def _joined(
         settings={name: identity[name] for name in SETTINGS},
         spec=largest.spec,
         inv_freq=frequencies(largest.spec).inv_freq,
-        temperature=own if law is None else (law.a, law.b),
+        temperature=temperature_of(fits, law),
         factors=tuple(found.factor for found in fits),
         decision=largest.decision,
         reason=largest.reason,

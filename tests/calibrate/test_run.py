@@ -486,7 +486,7 @@ def test_two_factors_give_a_law_that_held_out_text_judges(journalled: tuple[dict
     """The law is the line through the two m that were found; here they are YaRN's own, which costs nothing more."""
     content, _ = journalled
     law, temperature = content["law"], content["temperature"]
-    assert temperature == {"a": law["a"], "b": law["b"]}
+    assert temperature == {"a": 0.1, "b": 1.0}
     assert law["default"] == {"a": 0.1, "b": 1.0, "delta": 0.0, "ci95": [0.0, 0.0]}
     assert (law["a_ci95"], law["b_ci95"], law["default_rejected"]) == (None, None, False)
     assert [point["factor"] for point in law["points"]] == [1.5, 2.0]
