@@ -30,7 +30,8 @@ YARN_LAW = (0.1, 1.0)
 def rope_to_json(spec: RopeSpec) -> dict[str, Any]:
     """The `rope` block of a calibration file: canonical names, the base and the original length beside them.
 
-    A calibrated YaRN needs no `truncate`: its α and β are snapped, so that rounding the corners changes nothing.
+    A calibrated YaRN needs no `truncate`: its α and β are snapped, so that rounding the corners changes nothing; or
+    they are the default's own, which a converter snaps.
     """
     block = {key: value for key, value in scaling_to_json(spec.scaling).items() if key != "truncate"}
     rope_type = block.pop("rope_type")
@@ -363,7 +364,9 @@ class Calibration:
     reason       the verdict in a sentence
     settings     how it was made: what was tuned and minimised, on how much text, in which dtype
     notes        what a reader of the numbers should know: blocks, bounds, few documents
-    temperature  (a, b) of m = a·ln s + b: the law's, or for one factor b = 1 and the a that gives its m
+    split        names of the documents that were searched on, and of those that were held out
+    temperature  (a, b) of m = a·ln s + b: the law's, or for one factor b = 1 and the a that gives its m; YaRN's own
+                 where nothing is calibrated
     fits, law    where several factors were asked for; then `spec`, `inv_freq`, `decision`, `reason` and `calibration`
                  are those of the largest factor, and costs are summed
     """
@@ -387,6 +390,7 @@ class Calibration:
     fits: tuple[Fit, ...] = ()
     law: Law | None = None
     by_position: tuple[ByPosition, ...] = ()
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The calibration file."""
@@ -411,6 +415,7 @@ class Calibration:
             "cost": dict(self.cost),
             "search": dict(self.search),
             "data": [dict(source) for source in self.data],
+            "split": {part: list(names) for part, names in self.split.items()},
             "settings": dict(self.settings),
             "seed": self.seed,
             "versions": dict(self.versions),

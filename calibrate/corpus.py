@@ -5,6 +5,7 @@ on, without overlap. One that is too short is counted and left out. A lone long 
 count as documents.
 """
 
+import codecs
 import hashlib
 import json
 import random
@@ -125,6 +126,15 @@ def _jsonl_rows(path: str, text: str, field: str) -> Iterator[Text]:
         yield Text(f"{path}:{number}", _row_text(row, field, where))
 
 
+def _kind_of(data: bytes) -> str:
+    """The suffix that standard input would have as a file: rows if its first line is a JSON object, else a text."""
+    line = data.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
+    try:
+        return ".jsonl" if line.startswith(b"{") and isinstance(json.loads(line), dict) else ""
+    except (ValueError, RecursionError):
+        return ""
+
+
 def _json_rows(path: str, text: str, field: str) -> Iterator[Text]:
     """An array of objects, or what some call .json though it has an object a line."""
     if not text.lstrip().startswith("["):
@@ -229,6 +239,8 @@ def _files(given: str) -> list[Path]:
 def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Text], list[Source]]:
     """Every document of the given files, folders and "-" (standard input), in order; and what each file was.
 
+    Standard input is one text, or rows as of JSONL where its first line is a JSON object.
+
     Raises BadData for anything that cannot be read as text, BadUsage for standard input given twice.
     """
     if paths.count("-") > 1:
@@ -240,7 +252,7 @@ def read_texts(paths: Sequence[str], text_field: str = "text") -> tuple[list[Tex
         for path in files:
             name = "-" if path is None else str(path)
             data = _until_binary(sys.stdin.buffer) if path is None else _read_bytes(path)
-            suffix = "" if path is None else path.suffix.lower()
+            suffix = _kind_of(data) if path is None else path.suffix.lower()
             if path is not None and suffix == ".parquet":
                 rows = list(_parquet_rows(path, text_field))
             elif suffix in (".jsonl", ".json"):

@@ -26,6 +26,9 @@ AS_IS = "config"
 METHODS = ("none", "linear", "ntk", "dynamic", "ntk-by-parts", "yarn")
 """Methods of extension by name."""
 
+FACTORED = ("linear", "ntk", "ntk-by-parts", "yarn")
+"""Those that the factor is for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -141,6 +144,11 @@ class Method:
     layer: str
     spec: RopeSpec | None
     by_length: bool
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is to extend by nothing."""
+        return self.name in FACTORED and self.spec is not None and self.spec.scaling.factor == 1
 
     def tables(self, length: int) -> Mapping[str, Frequencies]:
         """What to put into the model for windows of `length` tokens."""
@@ -260,13 +268,23 @@ def _protocol_rows(subject: _Subject, methods: Sequence[Method], request: Reques
             yield replace(_whole(subject, wanted.name, length, sums, first), protocol=request.protocol, stride=stride)
 
 
+def _served(request: Request, original: int) -> Iterator[int]:
+    """Lengths that the methods are for, where they say it: by --factor, or in a calibration file."""
+    if request.factor is not None:
+        yield round(request.factor * original)
+    for name in request.methods:
+        if name.endswith(".json"):
+            found = read_calibration(calibration_text(name), name)
+            yield round(found.original_length * found.scaling.factor)
+
+
 def wanted_lengths(request: Request, checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:
     """(lengths, ascending; the original length). Raises BadCheckpoint and BadUsage."""
     if not checkpoint.ropes:
         raise BadCheckpoint("the model has no rotary embedding", where=checkpoint.source)
     spec = max(checkpoint.ropes, key=lambda rope: rope.spec.max_length).spec
     original = request.original_length or spec.original_length
-    lengths = tuple(sorted(set(request.lengths or (original, spec.max_length))))
+    lengths = tuple(sorted(set(request.lengths or (original, spec.max_length, *_served(request, original)))))
     if lengths[0] < 2:
         raise BadUsage("a length needs at least two tokens", where="--lengths")
     return lengths, original
@@ -283,6 +301,14 @@ class _Survey:
     methods: tuple[Method, ...]
     tokenizer: Tokenizer
     corpus: Corpus
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """What a reader of the numbers should know, in sentences."""
+        yield from self.corpus.notes
+        if idle := ", ".join(wanted.name for wanted in self.methods if wanted.idle):
+            more = f"--lengths beyond {self.original_length} tokens, or --factor"
+            yield f"{idle}: a factor of 1 changes nothing; give {more}"
 
 
 def _surveyed(request: Request, source: str, texts: Sequence[Text]) -> _Survey:
@@ -339,7 +365,7 @@ def evaluate(
     first: _First = {}
     rows: list[Row] = []
     surveys = [_surveyed(request, source, texts) for source in request.sources]
-    for note in dict.fromkeys(note for known in surveys for note in known.corpus.notes):
+    for note in dict.fromkeys(note for known in surveys for note in known.notes):
         say(f"note: {note}")
     for known in surveys:
         subject = _subject(request, known, say)

@@ -92,12 +92,15 @@ class Space:
         return Frequencies(ramp_frequencies(self.spec, self.factor, point.low, point.high), point.attention_factor)
 
     def scaling(self, point: Point) -> Yarn:
-        """The point as YaRN with snapped α and β, truncated or not the same; its corners must be whole."""
+        """The point as YaRN with snapped α and β, truncated or not the same; its corners must be whole.
+
+        The default's corners keep the default's α and β: whoever looks for them finds 1 and 32.
+        """
         low, high = round(point.low), round(point.high)
         if (low, high) != (point.low, point.high):
             raise ValueError(f"only whole corners can be written, found {point.low}, {point.high}")
-        if point == self.default:
-            return Yarn.default(self.factor)
+        if (low, high) == self.default[:2]:
+            return replace(Yarn.default(self.factor), attention_factor=point.attention_factor)
         beta_fast, beta_slow = snapped_betas(self.spec, low, high)
         return Yarn(self.factor, point.attention_factor, beta_fast, beta_slow)
 

@@ -303,6 +303,11 @@ def _data(sources: Sequence[Source]) -> tuple[Mapping[str, Any], ...]:
     return tuple(asdict(source) for source in sources)
 
 
+def _names(documents: Sequence[Document]) -> tuple[str, ...]:
+    """Every factor has the same documents, cut to windows of its own."""
+    return tuple(document.name for document in documents)
+
+
 def law_of(fits: Sequence[Fit], against_default: Difference | None = None) -> Law | None:
     """The line through what was found, each factor with the same weight; None for a single factor.
 
@@ -321,6 +326,19 @@ def law_of(fits: Sequence[Fit], against_default: Difference | None = None) -> La
         low, high = 0.0 - against_default.high, 0.0 - against_default.low
         rejected, loss = low > 0, (0.0 - against_default.delta, low, high)
     return Law(line.slope, line.intercept, line.slope_ci95, line.intercept_ci95, points, rejected, loss)
+
+
+def temperature_of(fits: Sequence[Fit], law: Law | None) -> tuple[float, float]:
+    """(a, b) of m = a·ln s + b that the file stands for: YaRN's own where every verdict kept the default.
+
+    For one factor b = 1, and a gives its m.
+    """
+    if all(found.decision == "default" for found in fits):
+        return YARN_LAW
+    if law is not None:
+        return law.a, law.b
+    (alone,) = fits
+    return (alone.spec.scaling.attention_factor - 1) / math.log(alone.factor), 1.0
 
 
 def _joined_notes(tune: Tune, fits: Sequence[Fit], law: Law | None, more: Sequence[str]) -> tuple[str, ...]:
@@ -437,7 +455,6 @@ def _joined(
 ) -> Calibration:
     """The calibration of all factors; `fits` ascend, and the last one speaks for all."""
     largest, law = fits[-1], law_of(fits, against_default)
-    own = (largest.spec.scaling.attention_factor - 1) / math.log(largest.factor), 1.0
     counted = ("evaluations", "gradients", "forward_equivalents", "tokens")
     return Calibration(
         checkpoint={
@@ -449,7 +466,7 @@ def _joined(
         settings={name: identity[name] for name in SETTINGS},
         spec=largest.spec,
         inv_freq=frequencies(largest.spec).inv_freq,
-        temperature=own if law is None else (law.a, law.b),
+        temperature=temperature_of(fits, law),
         factors=tuple(found.factor for found in fits),
         decision=largest.decision,
         reason=largest.reason,
@@ -467,6 +484,7 @@ def _joined(
             "found": [rope_to_json(found.found) for found in fits if found.found is not None],
         },
         data=_data(prepared.sources),
+        split={"search": _names(prepared.tasks[0].found), "held_out": _names(prepared.tasks[0].held)},
         seed=request.seed,
         versions=versions(),
         fits=fits if len(prepared.tasks) > 1 else (),

@@ -85,7 +85,8 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 MODEL_HELP = "A checkpoint folder, a config.json, a .gguf file, a params.json, or a Hub id."
 DATA_HELP = (
-    "Text: .txt, .md, .jsonl, .parquet, a folder of those, a .json of rows, or - for standard input. Repeatable. "
+    "Text: .txt, .md, .jsonl, .parquet, a folder of those, a .json of rows, or - for standard input (text or JSONL). "
+    "Repeatable. "
     "A document is a file, or a row."
 )
 flag = functools.partial(typer.Option, metavar="")

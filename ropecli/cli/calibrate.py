@@ -1,6 +1,7 @@
 """`ropecli calibrate`: parse, call, render."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +43,7 @@ def calibrate_command(
     ] = "yarn",
     objective: Annotated[
         str,
-        typer.Option(help="Positions whose loss is minimised: beyond (from L on), all, or last:N."),
+        typer.Option(help="Positions whose loss is minimised: beyond (from L on), all, or last:N, as last:4k."),
     ] = "beyond",
     guard: Annotated[
         float, typer.Option(min=0, help="Nats by which the loss within L may exceed default YaRN's.")
@@ -133,6 +134,8 @@ def calibrate_command(
     options.one_of("--tune", tune, ("yarn", "temperature", "factors"))
     options.one_of("--optimizer", optimizer, OPTIMIZERS)
     options.no_nan({"--guard": guard, "--time-limit": time_limit, "--validation-fraction": validation_fraction})
+    if math.isinf(guard):  # the calibration file holds it, and JSON has no infinity
+        raise BadUsage("expected a finite number of nats, found inf", where="--guard", hint="100 lifts it")
     _refuse_contradictions(results, tune, tensor_parallel, flops, resume=resume, plan_only=plan_only)
     rate = None if flops is None else options.rate(flops, "--flops")
     loading.quiet_libraries(verbose=verbose)
@@ -153,7 +156,7 @@ def calibrate_command(
             target_length=options.optional_length(target_length, "--target-length"),
             original_length=options.optional_length(original_length, "--original-length"),
             tune=tune,  # type: ignore[arg-type]
-            objective=objective,
+            objective=_objective(objective),
             guard=guard,
             optimizer=optimizer,
             documents=documents,
@@ -188,6 +191,12 @@ def calibrate_command(
         _draw_calibration(drawn, str(output or "the calibration"), read_checkpoint(model), results)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
+
+
+def _objective(text: str) -> str:
+    """The length in `last:N` in tokens, however it was spelled. Raises BadUsage."""
+    kind, _, count = text.partition(":")
+    return f"last:{options.length(count, '--objective')}" if kind == "last" and count else text
 
 
 def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ropecli import options
 from ropecli.checkpoint import read_checkpoint
-from ropecli.cli import loading, outputs
+from ropecli.cli import intents, loading, outputs
 from ropecli.errors import BadUsage
 from ropecli.render import terminal
 from ropecli.render.evaluation import (
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from calibrate.evaluation import Request, Row
     from calibrate.passkey import PasskeyRow
 
+TRIALS = 10
+"""Numbers that `--passkey` hides at each length and depth."""
+
 
 def evaluate_command(
     context: typer.Context,
@@ -42,7 +45,11 @@ def evaluate_command(
     ] = None,
     lengths: Annotated[
         str | None,
-        typer.Option(metavar="N,N,…", help="Lengths in tokens, as 2k,4k,8k. Default: L and the served length."),
+        typer.Option(
+            metavar="N,N,…",
+            help="Lengths in tokens, as 2k,4k,8k. Default: L and the length served, by the config, by --factor or by a "
+            "calibration FILE.json.",
+        ),
     ] = None,
     methods: Annotated[
         str | None,
@@ -91,7 +98,10 @@ def evaluate_command(
             "ask for it. Shows how often the greedy answer starts with it, and the loss on it.",
         ),
     ] = False,
-    trials: Annotated[int, typer.Option(min=1, metavar="N", help="--passkey: numbers for each length and depth.")] = 10,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="--passkey: numbers for each length and depth. Default: 10."),
+    ] = None,
     documents: options.Documents = None,
     windows: options.Windows = None,
     text_field: options.TextField = "text",
@@ -114,12 +124,18 @@ def evaluate_command(
     over documents; "vs first" is paired by document, with its 95 % interval. The band of --plot is one standard error.
     """
     del debug
-    if passkey and (data or window or plot or report or stride or protocol != "full"):
+    of_text = (data, window, plot, report, stride, documents, windows)
+    if passkey and (any(of_text) or protocol != "full" or text_field != "text"):
         raise BadUsage(
             "it brings its own text and has no loss by position",
             where="--passkey",
-            hint="leave out --data, --window, --plot, --report, --protocol and --stride",
+            hint="leave out --data, --text-field, --documents, --windows, --window, --plot, --report, --protocol and "
+            "--stride",
         )
+    if not passkey:
+        options.belong_to("--passkey", {"--trials": trials is not None})
+    if methods is None:
+        options.belong_to("--methods", {"--factor": factor is not None})
     options.no_nan({"--factor": factor})
     loading.refuse_standard_input(models)
     if not data and not passkey:
@@ -151,8 +167,9 @@ def evaluate_command(
             stride=options.optional_length(stride, "--stride"),
             settings=Settings(device, dtype, device_map, attn_implementation, trust_remote_code, tensor_parallel),
         )
+        _say_where_models_differ(models, request.methods, quiet=quiet)
         if passkey:
-            found = _retrieve(request, trials, quiet=quiet)
+            found = _retrieve(request, trials or TRIALS, quiet=quiet)
         else:
             rows = evaluation.evaluate(
                 request,
@@ -180,6 +197,17 @@ def evaluate_command(
     if report is not None:
         write_whole(_page(rows, models, sources, outputs.command_line(context)), report, force=force)
         terminal.say(f"wrote {report}", quiet=quiet)
+
+
+def _say_where_models_differ(models: Sequence[str], methods: Sequence[str], *, quiet: bool) -> None:
+    """A note on standard error for each calibration file that is measured on another model than its own."""
+    from calibrate.calibration import read_calibration  # noqa: PLC0415
+
+    for path in (name for name in methods if name.endswith(".json")):
+        text, where = intents.text_of(path)
+        found = read_calibration(text, where)
+        for model in models:
+            intents.say_where_models_differ(read_checkpoint(model), found, where, quiet=quiet)
 
 
 def _page(rows: Sequence["Row"], models: Sequence[str], sources: Sequence["Source"], command: str) -> str:

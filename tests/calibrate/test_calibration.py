@@ -108,6 +108,7 @@ def test_the_file_has_the_members_of_the_contract() -> None:
         "cost",
         "search",
         "data",
+        "split",
         "settings",
         "seed",
         "versions",

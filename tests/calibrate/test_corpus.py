@@ -134,6 +134,30 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (texts, sources[0].path) == ([Text("-", "čtení\n")], "-")
 
 
+def piped(monkeypatch: pytest.MonkeyPatch, data: bytes, field: str = "text") -> list[str]:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    return [text.text for text in read_texts(["-"], field)[0]]
+
+
+@pytest.mark.parametrize("front", [b"", b"\xef\xbb\xbf", b"\n \n"])
+def test_rows_on_standard_input_are_rows(monkeypatch: pytest.MonkeyPatch, front: bytes) -> None:
+    """`zcat rows.jsonl.gz | ropecli … --data -`: a row is a document, and no brace of it is text."""
+    rows = front + b'{"text": "a", "body": "c"}\n{"text": "b", "body": "d"}\n'
+    assert piped(monkeypatch, rows) == ["a", "b"]
+    assert piped(monkeypatch, rows, "body") == ["c", "d"]
+    with pytest.raises(BadData, match="expected an object with text in 'words', found text, body") as caught:
+        piped(monkeypatch, rows, "words")
+    assert caught.value.where == f"-: line {1 + front.count(10)}"
+
+
+@pytest.mark.parametrize(
+    "text", ["{braces}\n", '["a"]\n', "{\n", '{"text": "a"} and more\n', '"a"\n', "1\n", "{" * 9999]
+)
+def test_a_text_that_only_looks_like_rows_is_a_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Only a first line that is an object, all of it, makes rows of what follows."""
+    assert piped(monkeypatch, text.encode()) == [text]
+
+
 def test_standard_input_is_read_once() -> None:
     """Given twice, it would be a text and an empty one."""
     with pytest.raises(BadUsage, match="can be read only once"):

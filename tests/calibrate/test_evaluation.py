@@ -300,6 +300,32 @@ def test_a_calibration_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
     assert caught.value.where == f"{path}.json"
 
 
+def test_the_lengths_that_the_methods_are_for_are_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --lengths: L, and what --factor or a calibration file serves. Another model's file gets a note."""
+    path = calibration_file(tmp_path / "c.json", Space(PLAIN, 4.0).scaling(Point(2, 7, 1.07)))
+    content = json.loads(Path(path).read_text("utf-8"))
+    content["checkpoint"] = {"model_type": "qwen3"}
+    Path(path).write_text(json.dumps(content), "utf-8")
+    arguments = ("--methods", f"yarn,{path}", "--factor", "2", "--documents", "1", "--json")
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(TINY), "--data", TEXTS[0], "--data", TEXTS[1], "--device", "cpu", *arguments])
+    assert not caught.value.code
+    told = capsys.readouterr()
+    assert [json.loads(line)["length"] for line in told.out.splitlines()] == [256, 512, 1024] * 2
+    assert f"note: {path} was calibrated for a qwen3 model, this is a llama" in told.err
+
+
+def test_a_factor_of_one_is_told() -> None:
+    """A method that extends nothing gives the loss of the plain model, and says so."""
+    told: list[str] = []
+    request = Request((str(TINY),), TEXTS[:2], (128,), ("none", "yarn", "linear"), windows=1, settings=FLOAT32)
+    found = evaluate(request, lambda _: None, say=told.append)
+    assert len({row.nll for row in found}) == 1
+    assert told == ["note: yarn, linear: a factor of 1 changes nothing; give --lengths beyond 256 tokens, or --factor"]
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
@@ -499,6 +525,14 @@ def test_a_figure_that_cannot_be_is_known_before_anything_is_scored(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, text = refused(monkeypatch, capsys, "--plot", str(tmp_path / "a.svg"))
     assert (status, "pip install matplotlib" in text) == (4, True)
+
+
+def test_a_factor_without_a_method_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint as its config says has a factor of its own."""
+    status, text = refused(monkeypatch, capsys, "--factor", "4")
+    assert (status, "--factor: says nothing here" in text, "it goes with --methods" in text) == (2, True, True)
 
 
 def test_a_report_holds_every_row_and_where_it_came_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

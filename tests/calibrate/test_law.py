@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from calibrate.calibration import Fit, Law
-from calibrate.run import law_of
+from calibrate.run import law_of, temperature_of
 from calibrate.statistics import Difference, Line, fitted_line
 from ropecli.spec import RopeSpec, Yarn
 
@@ -130,6 +130,22 @@ def test_the_law_is_of_what_was_found_whatever_was_decided() -> None:
     assert law.points == ((2.0, 1.05), (4.0, 1.10), (8.0, 1.15))
     assert (law.a, law.b) == (pytest.approx(0.05 / math.log(2)), pytest.approx(1.0))
     assert law.default_rejected
+
+
+@pytest.mark.parametrize("decisions", [("default", "default"), ("default", "calibrated"), ("calibrated", "default")])
+def test_the_temperature_is_the_default_law_where_nothing_is_calibrated(decisions: tuple[str, str]) -> None:
+    """Searches may find any m: where no verdict takes one, what the file stands for is 0.1·ln s + 1."""
+    fits = [fit(2, 0.8, decisions[0]), fit(3, 1.19, decisions[1])]
+    law = law_of(fits)
+    assert law is not None
+    assert temperature_of(fits, law) == ((law.a, law.b) if "calibrated" in decisions else YARN)
+    assert law.a > 0.9
+
+
+def test_the_temperature_of_one_factor_gives_its_m() -> None:
+    """There b is 1."""
+    (a, b), (default, _) = (temperature_of([fit(4, 1.07, word)], None) for word in ("calibrated", "default"))
+    assert (a * math.log(4) + b, b, default) == (pytest.approx(1.07), 1.0, 0.1)
 
 
 def test_one_factor_has_no_law() -> None:

@@ -204,13 +204,30 @@ def test_json_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--data", "x.txt"), ("--window", "64"), ("--plot", "x.png"), ("--protocol", "yarn")]
+    "arguments",
+    [
+        ("--data", "x.txt"),
+        ("--window", "64"),
+        ("--plot", "x.png"),
+        ("--protocol", "yarn"),
+        ("--documents", "3"),
+        ("--windows", "1"),
+        ("--text-field", "body"),
+    ],
 )
 def test_what_does_not_go_with_it_is_refused(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     """An option that would have no effect is an error."""
     status, text = printed(capsys, *arguments, "--json")
     assert status == 2
     assert json.loads(text)["error"]["message"].startswith("--passkey")
+
+
+def test_its_own_option_is_refused_without_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--trials` says nothing of text, not even where it is the default."""
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(TINY), "--data", "x.txt", "--trials", "10"])
+    assert caught.value.code == 2
+    assert "--trials: says nothing here" in capsys.readouterr().err
 
 
 def test_without_it_data_is_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,6 +207,7 @@ CONTRACT: dict[str, Any] = {
         ],
     },
     "data": [{"path": str, "sha256": str, "documents": WHOLE}],
+    "split": {"search": [str], "held_out": [str]},
     "by_position": [
         {
             "factor": NUMBER,
@@ -364,6 +365,8 @@ def test_the_search_never_sees_a_held_out_document(tmp_path: Path, monkeypatch: 
     content = calibrated(tmp_path / "out.json", *data(4), *SMALL, "--max-evals", "6")
     held = set(scored[-1])
     searched = {name for names in scored if set(names) != held for name in names}
+    content = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert {part: set(names) for part, names in content["split"].items()} == {"search": searched, "held_out": held}
     assert len(held) == 2
     assert searched
     assert not searched & held
@@ -390,6 +393,8 @@ def test_the_temperature_alone(tmp_path: Path) -> None:
     assert {(point["low"], point["high"]) for point in points} == {(0.0, 7.0)}
     assert len({point["attention_factor"] for point in points}) == 4
     assert content["cost"]["evaluations"] == 4
+    (found,) = content["search"]["found"]
+    assert (found["beta_slow"], found["beta_fast"]) == (1.0, 32.0)
 
 
 def test_one_held_out_document_has_no_interval(tmp_path: Path) -> None:
@@ -481,7 +486,7 @@ def test_two_factors_give_a_law_that_held_out_text_judges(journalled: tuple[dict
     """The law is the line through the two m that were found; here they are YaRN's own, which costs nothing more."""
     content, _ = journalled
     law, temperature = content["law"], content["temperature"]
-    assert temperature == {"a": law["a"], "b": law["b"]}
+    assert temperature == {"a": 0.1, "b": 1.0}
     assert law["default"] == {"a": 0.1, "b": 1.0, "delta": 0.0, "ci95": [0.0, 0.0]}
     assert (law["a_ci95"], law["b_ci95"], law["default_rejected"]) == (None, None, False)
     assert [point["factor"] for point in law["points"]] == [1.5, 2.0]
@@ -725,6 +730,10 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
         (["--target-length", "1k", "--factor", "4"], "one of --factor and --target-length"),
         ([], "one of --factor and --target-length"),
         (["--factor", "4", "--objective", "first"], "unknown objective"),
+        (["--factor", "4", "--objective", "last:"], "unknown objective"),
+        (["--factor", "4", "--objective", "last:x"], "--objective: expected a length in tokens, found 'x'"),
+        (["--factor", "4", "--objective", "last:1k"], "fewer than last:1024 needs"),
+        (["--factor", "2", "--guard", "inf"], "--guard: expected a finite number of nats, found inf"),
         (["--factor", "2", "--objective", "last:512"], "fewer than last:512 needs"),
         (["--factor", "4", "--factor", "2", "--objective", "last:700"], "fewer than last:700 needs"),
         (["--factor", "4", "--factor", "2", "--factor", "4"], "--factor: 4 is given twice"),
