@@ -470,12 +470,22 @@ def test_a_dry_run_touches_nothing_and_shows_the_diff(output, run, checkpoint, t
     before = tree(tmp_path)
     status, stdout, stderr = run("convert", checkpoint, *output, *YARN, "--dry-run")
     assert status == 0
-    assert all(line.startswith("not in ") for line in stderr.splitlines())
+    assert all(line.startswith(("note: ", "not in ")) for line in stderr.splitlines())
     assert tree(tmp_path) == before
     assert stdout.startswith("--- a/config.json\n+++ b/config.json\n@@")
     assert '-  "max_position_embeddings": 128,' in stdout.splitlines()
     assert '+  "max_position_embeddings": 512,' in stdout.splitlines()
     assert re.search(r"[\d,]+ bytes", stdout)
+
+
+def test_a_dry_run_says_what_the_run_would_say(run, checkpoint, tmp_path):
+    """Notes and runtimes that disagree, word for word; only the deed itself is not told."""
+    linear = ["--rope-type", "linear", "--factor", "4"]
+    dry = run("convert", checkpoint, *linear, "--dry-run")[2].splitlines()
+    real = run("convert", checkpoint, "-o", tmp_path / "out", *linear)[2].splitlines()
+    told = [line for line in real if line.startswith(("note: ", "not in "))]
+    assert dry == told
+    assert "note: vLLM multiplies the length by the factor again: serve with --max-model-len 512" in dry
 
 
 def test_a_dry_run_as_json(run, checkpoint, tmp_path, tree):

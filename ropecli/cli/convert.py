@@ -234,7 +234,7 @@ def convert_command(
     others = agreement.disagreements(conversion, wanted_runtimes)
     agreement.refuse_ignored(others if (carrier == "longrope" or forced) and wanted_runtimes else ())
     if dry_run:
-        _show_plan(conversion, others, deed, weights, forced)
+        _show_plan(conversion, others, deed, weights)
     else:
         _write(conversion, others, deed, weights)
 
@@ -266,9 +266,7 @@ def _refuse_contradictions(deed: _Deed, calibration: str | None, rope_type: str 
         raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
 
 
-def _show_plan(
-    conversion: "Conversion", others: Sequence["Disagreement"], deed: _Deed, weights: str, forced: str
-) -> None:
+def _show_plan(conversion: "Conversion", others: Sequence["Disagreement"], deed: _Deed, weights: str) -> None:
     from ropecli import writer  # noqa: PLC0415
 
     if deed.in_place:
@@ -278,8 +276,7 @@ def _show_plan(
     if deed.as_json:
         terminal.emit_json(conversion_to_json(conversion, None, others))
         return
-    show_plan(conversion, most_bytes, files)
-    _note(forced, quiet=deed.quiet)
+    show_plan(conversion, most_bytes, files, quiet=deed.quiet)
     show_disagreements(others, quiet=deed.quiet)
 
 
@@ -359,7 +356,7 @@ def _convert_gguf(checkpoint: Checkpoint, intent: dict[str, RopeSpec], deed: _De
         if deed.as_json:
             terminal.emit_json(gguf_to_json(conversion, None, size))
         else:
-            show_gguf_plan(conversion, size)
+            show_gguf_plan(conversion, size, quiet=deed.quiet)
         return
     receipt = write_gguf(conversion, deed.output, force=deed.force)
     if deed.as_json:
