@@ -32,3 +32,20 @@ def test_a_length_served_without_scaling_has_no_factor(tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert "trained length L     64 tokens\n" in shown
     assert "served length L'     256 tokens\n" in shown
+
+
+def test_a_temperature_of_one_is_shown_beside_those_that_runtimes_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """YaRN without a temperature says so, and whoever differs in the temperature alone is not off by 0 %."""
+    config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "attention_factor": 1.0}
+    config |= {"max_position_embeddings": 1024, "rope_scaling": scaling, "rope_theta": 10000.0}
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path)])
+    lines = [line.split(None, 3) for line in capsys.readouterr().out.splitlines()]
+    assert ["attention", "factor", "m", "1 on cos and sin (logits × 1)"] in lines
+    (sglang,) = (words[2:] for words in lines if words[:2] == ["not:", "sglang"])
+    assert " ".join(sglang).startswith("the right frequencies, but attention factor 1.1386; ")
