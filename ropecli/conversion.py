@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from ropecli.checkpoint import REPLACEABLE, Checkpoint, scales_scores
 from ropecli.dialects import hf, portable
+from ropecli.dialects.hf_types import trained_for
 from ropecli.dialects.portable import Schema
 from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
 from ropecli.json_edit import with_members
+from ropecli.remote_code import model_code
 from ropecli.spec import (
     Dynamic,
     LayerRope,
@@ -281,6 +283,17 @@ def plan(
         notes.append("dynamic means something else in nearly every runtime; --rope-type ntk freezes it into the base")
     for spec in intent.values():
         notes += _what_to_expect(spec, texts["config.json"], runtimes)
+        trained = trained_for(checkpoint.model_type, spec.original_length)
+        if trained and not isinstance(spec.scaling, Plain):
+            notes.append(
+                f"{checkpoint.model_type} was trained for {trained} tokens, and this counts from "
+                f"{spec.original_length}: give --original-length {trained}, to calibrate as well"
+            )
+    if own := model_code(checkpoint.config):
+        notes.append(
+            f"the model brings code of its own, {own[0]}: where that is trusted it makes the embedding, and it may not "
+            "read these keys"
+        )
     return Conversion(checkpoint, whole, texts, tuple(edits), tuple(dict.fromkeys(notes)))
 
 

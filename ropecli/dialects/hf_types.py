@@ -41,6 +41,12 @@ ELSEWHERE = frozenset(
 )
 """Keys of a few model types. Others do not read them, so that a stray one changes nothing."""
 
+ROOM_FOR_ANSWERS: Mapping[str, tuple[int, int]] = {"qwen3": (40_960, 32_768), "qwen3_moe": (40_960, 32_768)}
+"""Model type → a `max_position_embeddings` of its checkpoints, and the shorter length that they were trained for.
+
+Source: the cards of Qwen3-8B and its sisters: 32,768 tokens natively, YaRN from there, 40,960 in the file.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class TypeFacts:
@@ -86,3 +92,9 @@ def type_facts(model_type: str, *, alone: bool) -> TypeFacts:
 def without_rope(model_type: str) -> bool:
     """Whether transformers has this model type and it has no rotary embedding."""
     return model_type in _data()["without_rope"]
+
+
+def trained_for(model_type: str, longest: float) -> int | None:
+    """The trained length in tokens, where it is known that the config states more; None elsewhere."""
+    stated, trained = ROOM_FOR_ANSWERS.get(model_type, (None, None))
+    return trained if stated == longest else None
