@@ -488,6 +488,19 @@ def test_a_dry_run_says_what_the_run_would_say(run, checkpoint, tmp_path):
     assert "note: vLLM multiplies the length by the factor again: serve with --max-model-len 512" in dry
 
 
+@pytest.mark.parametrize(("lengths", "noted"), [([], True), (["--original-length", "32k"], False)])
+def test_flags_are_noted_to_count_from_more_than_was_trained(lengths, noted, run, tmp_path):
+    """Qwen3's 40,960 are a factor of 3.2 from 128k, the 32,768 of its training one of 4."""
+    config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "max_position_embeddings": 40960}
+    config |= {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "head_dim": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    emit = ["--rope-type", "yarn", "--target-length", "128k", "--emit", "vllm"]
+    status, stdout, stderr = run("convert", tmp_path, *emit, *lengths)
+    assert status == 0
+    assert f'"factor": {3.2 if noted else 4.0}' in stdout
+    assert ("note: qwen3 was trained for 32768 tokens" in stderr) == noted
+
+
 def test_a_dry_run_as_json(run, checkpoint, tmp_path, tree):
     """The same document as for a conversion, with no output and nothing verified."""
     before = tree(tmp_path)

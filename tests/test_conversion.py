@@ -492,3 +492,16 @@ def test_what_the_config_does_not_tell_is_noted(
     assert len(notes) == bool(noted)
     assert noted in "".join(notes)
     assert not [note for note in plan(checkpoint, {"default": replace(spec, scaling=Plain())}).notes if "32768" in note]
+
+
+def test_a_yarn_that_is_taken_away_is_noted(tmp_path: Path) -> None:
+    """gpt-oss was trained with its factor; what stays, or was plain before, says nothing."""
+    yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 128}
+    checkpoint = checkpoint_of(tmp_path, rope_scaling=yarn, max_position_embeddings=4096)
+    spec = checkpoint.ropes[0].spec
+    for scaling, noted in ((Yarn.default(8.0), True), (Plain(), True), (spec.scaling, False)):
+        notes = plan(checkpoint, {"default": extended(spec, scaling)}).notes
+        assert any("own YaRN, of factor 32, is replaced" in note for note in notes) == noted
+    plain = checkpoint_of(tmp_path)
+    notes = plan(plain, {"default": extended(plain.ropes[0].spec, Yarn.default(8.0))}).notes
+    assert not any("is replaced" in note for note in notes)

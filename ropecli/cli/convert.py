@@ -203,7 +203,8 @@ def convert_command(
     way = "native" if (carrier, emit) == ("auto", "llama.cpp") else carrier
     intent, forced = agreement.carried(checkpoint, intent, way)  # type: ignore[arg-type]
     if emit is not None:
-        _note(forced, quiet=deed.silent)
+        for note in (forced, *plans.what_was_trained(checkpoint, intent)):
+            _note(note, quiet=deed.silent)
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
     if output is not None and not force and (output.exists() or output.is_symlink()):

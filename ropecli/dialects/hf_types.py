@@ -41,8 +41,9 @@ ELSEWHERE = frozenset(
 )
 """Keys of a few model types. Others do not read them, so that a stray one changes nothing."""
 
-ROOM_FOR_ANSWERS: Mapping[str, tuple[int, int]] = {"qwen3": (40_960, 32_768), "qwen3_moe": (40_960, 32_768)}
-"""Model type → a `max_position_embeddings` of its checkpoints, and the shorter length that they were trained for.
+ROOM_FOR_ANSWERS: Mapping[str, tuple[int, int]] = dict.fromkeys(("qwen3", "qwen3_moe", "qwen3moe"), (40_960, 32_768))
+"""Model type, or a GGUF's architecture → a `max_position_embeddings` of its checkpoints, and the shorter length that
+they were trained for.
 
 Source: the cards of Qwen3-8B and its sisters: 32,768 tokens natively, YaRN from there, 40,960 in the file.
 """
