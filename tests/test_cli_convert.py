@@ -17,7 +17,7 @@ import typer
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import app, main
 from ropecli.frequencies import base_frequencies, frequencies, snapped_betas
-from ropecli.spec import RopeSpec, Yarn
+from ropecli.spec import NtkByParts, RopeSpec, Yarn
 
 REPOSITORY = Path(__file__).parent.parent
 SPEC = RopeSpec(10000.0, 32, 32, 128, 512)
@@ -499,6 +499,21 @@ def test_flags_are_noted_to_count_from_more_than_was_trained(lengths, noted, run
     assert status == 0
     assert f'"factor": {3.2 if noted else 4.0}' in stdout
     assert ("note: qwen3 was trained for 32768 tokens" in stderr) == noted
+
+
+def test_the_papers_yarn_is_a_list_of_divisors(run, checkpoint, tmp_path):
+    """A ramp in rotations and a temperature: llama3 has no place for both, and the hint says what has."""
+    words = ["--rope-type", "ntk-by-parts", "--factor", "4", "--attention-factor", "1.1386"]
+    status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *words)
+    assert (status, "--carrier longrope writes both" in stderr) == (2, True)
+    status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *words, "--carrier", "longrope")
+    assert status == 0
+    assert not [name for name in ("transformers", "vllm", "sglang", "mlx-lm") if f"not in {name}: " in stderr]
+    (rope,) = read_checkpoint(str(tmp_path / "out")).ropes
+    found = frequencies(rope.spec, 512)
+    paper = RopeSpec(10000.0, 32, 32, 128, 512, NtkByParts(4.0, attention_factor=1.1386))
+    assert found.inv_freq == pytest.approx(frequencies(paper).inv_freq)
+    assert found.attention_factor == pytest.approx(1.1386, abs=1e-4)
 
 
 def test_a_dry_run_as_json(run, checkpoint, tmp_path, tree):
