@@ -49,3 +49,21 @@ def test_a_temperature_of_one_is_shown_beside_those_that_runtimes_take(
     assert ["attention", "factor", "m", "1 on cos and sin (logits × 1)"] in lines
     (sglang,) = (words[2:] for words in lines if words[:2] == ["not:", "sglang"])
     assert " ".join(sglang).startswith("the right frequencies, but attention factor 1.1386; ")
+
+
+def test_what_the_file_does_not_say_is_said_to_be_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Meta's file has no factor, and an unknown model no layout; of Llama in Hugging Face's form nothing is assumed."""
+    meta = {"dim": 4096, "n_layers": 32, "n_heads": 32, "rope_theta": 500000.0, "use_scaled_rope": True}
+    (tmp_path / "params.json").write_text(json.dumps(meta), encoding="utf-8")
+    config = json.loads((TINY / "config.json").read_text(encoding="utf-8")) | {"model_type": "unheard_of"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    told = []
+    for path in (tmp_path / "params.json", tmp_path / "config.json", TINY):
+        with pytest.raises(SystemExit):
+            main(["inspect", str(path)])
+        lines = capsys.readouterr().out.splitlines()
+        told.append([" ".join(line.split()) for line in lines if line.startswith(("assumed ", "note "))])
+    assert "assumed factor: 8, as in Llama 3.1; the file does not say, and could mean 32 as in Llama 3.2" in told[0]
+    assert told[1][0] == "assumed layout: half"
+    assert told[1][1].startswith("note model type unheard_of is not known here: what is said of runtimes holds where ")
+    assert told[2] == []

@@ -73,6 +73,10 @@ def _rope_rows(rope: LayerRope) -> Iterator[tuple[str, str]]:
         yield "attention factor m", f"{m:.6g} on cos and sin (logits × {m * m:.4g})"
     if spec.length_dependent:
         yield "note", "the frequencies depend on the length of the sequence"
+    for name, source in rope.sources.items():
+        assumed = source.removeprefix("assumed: ")
+        if assumed != source and name != "rope_type":  # a file that names no scaling has none
+            yield "assumed", f"{name}: {assumed}"
     yield from _regions(rope)
 
 
