@@ -20,7 +20,7 @@ THEMES = {
     "3": "Temperature",
     "4": "YaRN's ramp",
     "5": "Other scalings",
-    "6": "Layers and tokenizer",
+    "6": "Layers, tokenizer and own code",
 }
 
 HEAD = """# What `ropecli inspect` finds

@@ -15,7 +15,7 @@ from ropecli.frequencies import divisors, frequencies
 from ropecli.inspection import RuntimeRow, runtime_rows, with_text
 from ropecli.runtimes.emit import FLAGS, emit
 from ropecli.runtimes.serving import Serving
-from ropecli.spec import Longrope, RopeSpec
+from ropecli.spec import Dynamic, Longrope, RopeSpec
 
 Carrier: TypeAlias = Literal["auto", "native", "longrope"]
 """How a scaling is written: as its own type, as longrope's divisors, or as whichever the model's class takes."""
@@ -25,6 +25,7 @@ EMITTED = {"llama.cpp": "llama.cpp", "sglang": "sglang", "vllm": "vllm", "vllm-2
 
 GGUF = "convert its GGUF: ropecli convert MODEL.gguf"
 NOTHING = "no config makes it compute this"
+FROZEN = "--rope-type ntk freezes it into the base, which every runtime reads"
 LONGROPE = "--carrier longrope writes the same frequencies in a form that it reads"
 FOLDED = "--bake attention-factor puts the temperature into the weights, and it reads the rest"
 FOLDED_LONGROPE = (
@@ -152,6 +153,8 @@ def _agreeing(conversion: Conversion, intent: Mapping[str, RopeSpec], *, longrop
 
 
 def _help(name: str, conversion: Conversion, served: Mapping[str, Collection[str]]) -> str:
+    if any(isinstance(spec.scaling, Dynamic) for spec in conversion.intent.values()):
+        return FROZEN
     if name in EMITTED and _has_flags(EMITTED[name], conversion.checkpoint, conversion.intent):
         return f"serve the unchanged source with the flags of --emit {EMITTED[name]}"
     for way, runtimes in served.items():

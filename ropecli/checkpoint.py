@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from ropecli.dialects import gpt_oss, hf, meta, mistral
+from ropecli.dialects.hf_types import type_facts
 from ropecli.errors import BadCheckpoint, RopeError
 from ropecli.hub import fetched_config
 from ropecli.safetensors_header import Problem, TensorInfo, peek_metadata, read_tensor, survey, tensor_headers
@@ -322,7 +323,14 @@ def _interpreted(source: str, config: dict[str, Any], text: str) -> Checkpoint:
     else:
         form = "mlx" if _is_mlx_quantization(config.get("quantization")) else "hf"
         model_type, ropes = hf.model_type(config), hf.read(config)
+        if ropes and not type_facts(model_type, alone=True).known:
+            notes += (_unknown(model_type),)
     return Checkpoint(source, form, None, None, config, text, model_type, ropes, notes)
+
+
+def _unknown(model_type: str) -> str:
+    named = f"model type {model_type:.60} is not known here" if model_type else "the config names no model type"
+    return f"{named}: what is said of runtimes holds where they read it as they read other models"
 
 
 def _is_mlx_quantization(value: object) -> bool:

@@ -10,9 +10,11 @@ from typing import Any, Literal
 from ropecli.checkpoint import REPLACEABLE, Checkpoint, scales_scores
 from ropecli.dialects import hf, portable
 from ropecli.dialects.hf_scaling import served_length, stated_original
+from ropecli.dialects.hf_types import trained_for
 from ropecli.dialects.portable import Schema
 from ropecli.errors import BadCheckpoint, BadParameter, BadUsage
 from ropecli.json_edit import with_members
+from ropecli.remote_code import model_code
 from ropecli.runtimes import RUNTIMES
 from ropecli.spec import (
     Dynamic,
@@ -284,7 +286,32 @@ def plan(
         notes.append("dynamic means something else in nearly every runtime; --rope-type ntk freezes it into the base")
     for spec in intent.values():
         notes += _what_to_expect(spec, texts["config.json"], runtimes)
+    notes += what_was_trained(checkpoint, intent)
+    if own := model_code(checkpoint.config):
+        notes.append(
+            f"the model brings code of its own, {own[0]:.80}: where that is trusted it makes the embedding, and it "
+            "may not read these keys"
+        )
     return Conversion(checkpoint, whole, texts, tuple(edits), tuple(dict.fromkeys(notes)))
+
+
+def what_was_trained(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec]) -> list[str]:
+    """What a factor is counted from, where that is not the trained length; and a YaRN that is taken away."""
+    notes = []
+    for rope in checkpoint.ropes:
+        asked = intent.get(rope.name, rope.spec)
+        trained = trained_for(checkpoint.model_type, asked.original_length)
+        if trained and not isinstance(asked.scaling, Plain):
+            notes.append(
+                f"{checkpoint.model_type} was trained for {trained} tokens, and this counts from "
+                f"{asked.original_length}: give --original-length {trained}, to calibrate as well"
+            )
+        if isinstance(rope.spec.scaling, Yarn) and asked.scaling != rope.spec.scaling:
+            notes.append(
+                f"the checkpoint's own YaRN, of factor {rope.spec.scaling.factor:g}, is replaced; a model that was "
+                "trained with its YaRN, as gpt-oss, must keep it"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def _what_to_expect(spec: RopeSpec, text: str, runtimes: Collection[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from ropecli.byte_copy import copy_range, reserve
 from ropecli.checkpoint import Checkpoint, is_gguf
-from ropecli.conversion import Edit
+from ropecli.conversion import Edit, what_was_trained
 from ropecli.dialects import gguf, gguf_write
 from ropecli.dialects.gguf_write import NotCarried, Value
 from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, NoResource, OutputExists, RopeError
@@ -88,7 +88,7 @@ def plan_gguf(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec]) -> GgufCon
         error.at(checkpoint.source)
         raise
     settings = dict(changes.settings)
-    notes = list(changes.notes)
+    notes = [*changes.notes, *what_was_trained(checkpoint, intent)]
     if len(headers) > 1:
         settings |= dict.fromkeys(key for key in SPLIT_KEYS if key in checkpoint.config)
         notes.append(f"the {len(headers)} parts of the model become one file")

@@ -12,7 +12,7 @@ from ropecli.errors import BadUsage, RopeError
 from ropecli.findings import Finding, find, find_in_config
 from ropecli.frequencies import base_frequencies, frequencies, largest_difference, rotations
 from ropecli.runtimes import Reading, Request, compare, readings
-from ropecli.spec import LayerRope, RopeSpec, scaling_to_json
+from ropecli.spec import Dynamic, LayerRope, RopeSpec, scaling_to_json
 
 HF_FORMATS = ("hf", "mlx")
 """Formats whose config is a Hugging Face config.json, which is what the runtimes read."""
@@ -23,7 +23,8 @@ class RuntimeRow:
     """What one runtime makes of the config, over all kinds of layers.
 
     attention_factor  of the layers that differ most; None where the runtime stops at the config
-    max_rel_diff      largest relative difference of a frequency from what the config means; None where it stops
+    max_rel_diff      largest relative difference of a frequency from what the config means, of `dynamic` at the served
+                      length too; None where it stops
     agrees            whether frequencies and attention factor are those that the config means, for every layer
     context_length    tokens that it serves with no flag; None where it sets no limit
     """
@@ -86,7 +87,7 @@ def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None =
     architecture = hf.class_name(checkpoint.config)
     answers: dict[str, list[tuple[Reading, float | None, bool]]] = {}
     for rope in checkpoint.ropes:
-        meant = frequencies((intent or {}).get(rope.name, rope.spec))
+        meant = (intent or {}).get(rope.name, rope.spec)
         source = rope.sources.get("rope_theta", "")
         request = Request(
             config=merged,
@@ -98,8 +99,17 @@ def runtime_rows(checkpoint: Checkpoint, intent: Mapping[str, RopeSpec] | None =
             **({"default_rope_theta": rope.spec.rope_theta} if source.startswith("default") else {}),
         )
         for name, reading in readings(request).items():
-            answers.setdefault(name, []).append((reading, *compare(reading, meant)))
+            answers.setdefault(name, []).append((reading, *_compared(reading, meant)))
     return {name: _row(found) for name, found in answers.items()}
+
+
+def _compared(reading: Reading, meant: RopeSpec) -> tuple[float | None, bool]:
+    """`compare` at the original length; where the base should grow and does not, at the served length too."""
+    difference, agrees = compare(reading, frequencies(meant))
+    if difference is None or reading.grows or not isinstance(meant.scaling, Dynamic):
+        return difference, agrees
+    beyond, agrees_beyond = compare(reading, frequencies(meant, meant.max_length))
+    return max(difference, beyond or 0.0), agrees and agrees_beyond
 
 
 def _row(found: list[tuple[Reading, float | None, bool]]) -> RuntimeRow:

@@ -18,10 +18,15 @@ def files_that_would_run(checkpoint: Checkpoint) -> tuple[str, ...]:
     """
     folder = None if checkpoint.config_path is None else checkpoint.config_path.parent
     configs = [checkpoint.config, *(() if folder is None else _others(folder))]
-    found = [name for config in configs for name in _named(config)]
+    found = [name for config in configs for _, name in _named(config)]
     if folder is not None and (folder / GENERATE).is_file():
         found.append(GENERATE)
     return tuple(dict.fromkeys(found))
+
+
+def model_code(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files that hold the model itself, by the same names: those that `auto_map` has for an `AutoModel…` class."""
+    return tuple(dict.fromkeys(name for kind, name in _named(config) if kind.startswith("AutoModel")))
 
 
 def _others(folder: Path) -> Iterator[Mapping[str, Any]]:
@@ -32,12 +37,15 @@ def _others(folder: Path) -> Iterator[Mapping[str, Any]]:
             continue  # absent, or broken in a way that loading will name
 
 
-def _named(config: Mapping[str, Any]) -> Iterator[str]:
-    """`auto_map` holds class → "module.Class", "org/name--module.Class", or a list of them (transformers 5.24)."""
+def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(class, file): `auto_map` holds class → "module.Class", "org/name--module.Class", or a list of them.
+
+    Source: transformers 5.24.
+    """
     auto_map = config.get("auto_map")
-    for entry in auto_map.values() if isinstance(auto_map, dict) else ():
+    for kind, entry in auto_map.items() if isinstance(auto_map, dict) else ():
         for reference in entry if isinstance(entry, list) else [entry]:
             if isinstance(reference, str):
                 repository, dashes, path = reference.rpartition("--")
                 file = path.rpartition(".")[0].replace(".", "/") + ".py"
-                yield f"{file} of {repository}" if dashes else file
+                yield kind, f"{file} of {repository}" if dashes else file

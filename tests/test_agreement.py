@@ -10,7 +10,17 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ropecli import agreement
-from ropecli.agreement import EMITTED, FOLDED, FOLDED_LONGROPE, GGUF, LONGROPE, NOTHING, as_longrope, disagreements
+from ropecli.agreement import (
+    EMITTED,
+    FOLDED,
+    FOLDED_LONGROPE,
+    FROZEN,
+    GGUF,
+    LONGROPE,
+    NOTHING,
+    as_longrope,
+    disagreements,
+)
 from ropecli.baking import without_temperature
 from ropecli.checkpoint import Checkpoint
 from ropecli.conversion import Conversion, plan
@@ -21,7 +31,7 @@ from ropecli.inspection import runtime_rows, with_text
 from ropecli.runtimes import RUNTIMES, Runtime
 from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
-from ropecli.spec import Dynamic, Linear, RopeSpec, Scaling, Yarn
+from ropecli.spec import Dynamic, Linear, Ntk, Plain, RopeSpec, Scaling, Yarn
 
 YARN_READERS = {
     "transformers",
@@ -259,3 +269,18 @@ def test_longrope_is_refused_where_it_would_lose_the_temperature() -> None:
         as_longrope(spec)
     with pytest.raises(BadUsage, match="latent"):
         as_longrope(replace(spec, scaling=Yarn.default(4.0)), mla=True)
+
+
+def test_a_base_that_grows_is_compared_at_the_served_length_too() -> None:
+    """Within L dynamic NTK is plain RoPE, which proves nothing: runtimes that never scale are named, with what helps.
+
+    What helps does: the base that ntk freezes is read by all of them.
+    """
+    spec = RopeSpec(10000.0, 64, 64, 2048, 8192, Dynamic(4.0))
+    conversion = plan(llama(replace(spec, scaling=Plain())), {"default": spec})
+    rows = runtime_rows(written(conversion), conversion.intent)
+    assert {name for name, row in rows.items() if row.agrees} == {"transformers", "transformers-4", "mlx-lm", "tgi"}
+    assert rows["llama.cpp"].max_rel_diff == pytest.approx(12.0)  # the slowest pair: 1 + 4·(8192 − 2048) / 2048 = 13
+    assert {other.help for other in disagreements(conversion)} == {FROZEN}
+    frozen = plan(llama(replace(spec, scaling=Plain())), {"default": replace(spec, scaling=Ntk(4.0))})
+    assert disagreements(frozen) == ()

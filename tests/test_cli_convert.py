@@ -17,7 +17,7 @@ import typer
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import app, main
 from ropecli.frequencies import base_frequencies, frequencies, snapped_betas
-from ropecli.spec import RopeSpec, Yarn
+from ropecli.spec import NtkByParts, RopeSpec, Yarn
 
 REPOSITORY = Path(__file__).parent.parent
 SPEC = RopeSpec(10000.0, 32, 32, 128, 512)
@@ -470,12 +470,50 @@ def test_a_dry_run_touches_nothing_and_shows_the_diff(output, run, checkpoint, t
     before = tree(tmp_path)
     status, stdout, stderr = run("convert", checkpoint, *output, *YARN, "--dry-run")
     assert status == 0
-    assert all(line.startswith("not in ") for line in stderr.splitlines())
+    assert all(line.startswith(("note: ", "not in ")) for line in stderr.splitlines())
     assert tree(tmp_path) == before
     assert stdout.startswith("--- a/config.json\n+++ b/config.json\n@@")
     assert '-  "max_position_embeddings": 128,' in stdout.splitlines()
     assert '+  "max_position_embeddings": 512,' in stdout.splitlines()
     assert re.search(r"[\d,]+ bytes", stdout)
+
+
+def test_a_dry_run_says_what_the_run_would_say(run, checkpoint, tmp_path):
+    """Notes and runtimes that disagree, word for word; only the deed itself is not told."""
+    linear = ["--rope-type", "linear", "--factor", "4"]
+    dry = run("convert", checkpoint, *linear, "--dry-run")[2].splitlines()
+    real = run("convert", checkpoint, "-o", tmp_path / "out", *linear)[2].splitlines()
+    told = [line for line in real if line.startswith(("note: ", "not in "))]
+    assert dry == told
+    assert "note: vLLM multiplies the length by the factor again: serve with --max-model-len 512" in dry
+
+
+@pytest.mark.parametrize(("lengths", "noted"), [([], True), (["--original-length", "32k"], False)])
+def test_flags_are_noted_to_count_from_more_than_was_trained(lengths, noted, run, tmp_path):
+    """Qwen3's 40,960 are a factor of 3.2 from 128k, the 32,768 of its training one of 4."""
+    config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "max_position_embeddings": 40960}
+    config |= {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "head_dim": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    emit = ["--rope-type", "yarn", "--target-length", "128k", "--emit", "vllm"]
+    status, stdout, stderr = run("convert", tmp_path, *emit, *lengths)
+    assert status == 0
+    assert f'"factor": {3.2 if noted else 4.0}' in stdout
+    assert ("note: qwen3 was trained for 32768 tokens" in stderr) == noted
+
+
+def test_the_papers_yarn_is_a_list_of_divisors(run, checkpoint, tmp_path):
+    """A ramp in rotations and a temperature: llama3 has no place for both, and the hint says what has."""
+    words = ["--rope-type", "ntk-by-parts", "--factor", "4", "--attention-factor", "1.1386"]
+    status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *words)
+    assert (status, "--carrier longrope writes both" in stderr) == (2, True)
+    status, _, stderr = run("convert", checkpoint, "-o", tmp_path / "out", *words, "--carrier", "longrope")
+    assert status == 0
+    assert not [name for name in ("transformers", "vllm", "sglang", "mlx-lm") if f"not in {name}: " in stderr]
+    (rope,) = read_checkpoint(str(tmp_path / "out")).ropes
+    found = frequencies(rope.spec, 512)
+    paper = RopeSpec(10000.0, 32, 32, 128, 512, NtkByParts(4.0, attention_factor=1.1386))
+    assert found.inv_freq == pytest.approx(frequencies(paper).inv_freq)
+    assert found.attention_factor == pytest.approx(1.1386, abs=1e-4)
 
 
 def test_a_dry_run_as_json(run, checkpoint, tmp_path, tree):

@@ -1,6 +1,7 @@
 """The plan of a conversion: what the options mean, what is refused, and which keys change."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -469,3 +470,38 @@ def test_mistral_says_its_head_where_transformers_4_multiplies_it(tmp_path: Path
     )
     assert written.config["head_dim"] == rope.spec.head_dim
     assert runtime_rows(written)["transformers-4"].agrees
+
+
+@pytest.mark.parametrize(
+    ("changes", "original", "noted"),
+    [
+        ({"model_type": "qwen3", "max_position_embeddings": 40960}, None, "give --original-length 32768"),
+        ({"model_type": "qwen3", "max_position_embeddings": 40960}, 32768, ""),
+        ({"model_type": "qwen3", "max_position_embeddings": 32768}, None, ""),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnLM"}}, None, "code of its own, modeling_own.py"),
+        ({"auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}, None, ""),
+    ],
+)
+def test_what_the_config_does_not_tell_is_noted(
+    changes: dict[str, Any], original: int | None, noted: str, tmp_path: Path
+) -> None:
+    """Qwen3 states more than it was trained for, and a model's own code may not read what is written."""
+    checkpoint = checkpoint_of(tmp_path, **changes)
+    spec = extended(checkpoint.ropes[0].spec, Yarn.default(4.0), original)
+    notes = [note for note in plan(checkpoint, {"default": spec}).notes if "attn_factor" not in note]
+    assert len(notes) == bool(noted)
+    assert noted in "".join(notes)
+    assert not [note for note in plan(checkpoint, {"default": replace(spec, scaling=Plain())}).notes if "32768" in note]
+
+
+def test_a_yarn_that_is_taken_away_is_noted(tmp_path: Path) -> None:
+    """gpt-oss was trained with its factor; what stays, or was plain before, says nothing."""
+    yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 128}
+    checkpoint = checkpoint_of(tmp_path, rope_scaling=yarn, max_position_embeddings=4096)
+    spec = checkpoint.ropes[0].spec
+    for scaling, noted in ((Yarn.default(8.0), True), (Plain(), True), (spec.scaling, False)):
+        notes = plan(checkpoint, {"default": extended(spec, scaling)}).notes
+        assert any("own YaRN, of factor 32, is replaced" in note for note in notes) == noted
+    plain = checkpoint_of(tmp_path)
+    notes = plan(plain, {"default": extended(plain.ropes[0].spec, Yarn.default(8.0))}).notes
+    assert not any("is replaced" in note for note in notes)

@@ -87,3 +87,13 @@ def test_the_page_shows_every_figure(drawn: Path) -> None:
     shown = re.findall(r"\]\(figures/(\S+)\)", PAGE)
     assert sorted(shown) == sorted(path.name for path in drawn.iterdir())
     assert sorted(path.name for path in (DOCS / "figures").iterdir()) == sorted(FIGURES) == sorted(shown)
+
+
+def test_how_far_ntk_aware_reaches() -> None:
+    """The page's word on it, against the README's table of the tiny model at factor 8."""
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| 8 \| (NTK-aware|default YaRN) \| (\S+) \| (\S+) \|", readme, re.MULTILINE)
+    past = {name: float(beyond) / float(within) for name, within, beyond in rows[:2]}
+    assert "more than three times that within L, and default YaRN's a seventh more" in PAGE
+    assert 3 < past["NTK-aware"] < 4
+    assert past["default YaRN"] == pytest.approx(1 + 1 / 7, abs=0.02)

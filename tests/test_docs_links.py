@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]
 ELSEWHERE = {
     *("--nproc-per-node", "--nnodes", "--rdzv-endpoint"),  # torchrun
-    *("--model-path", "--model", "--rope-freq-scale", "--max-model-len"),  # runtimes
+    *("--model-path", "--model", "--rope-freq-base", "--rope-freq-scale", "--max-model-len"),  # runtimes
     *("--yarn-beta-fast", "--yarn-beta-slow"),
     *("--factors", "--seeds", "--slow-seeds", "--lengths", "--runs", "--ways", "--parts", "--measure"),  # benchmarks
     *("--kills", "--calibrations"),  # tests/faults

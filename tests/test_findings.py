@@ -490,6 +490,48 @@ def test_never_raises_near_a_real_config(rule: str, inside: dict[str, Any], besi
     look(config, None)
 
 
+@pytest.mark.parametrize("place", ["", "NousResearch/Yarn-Mistral-7b-128k--"])
+def test_what_yarn_mistral_keeps_in_its_own_code(place: str) -> None:
+    """β = 128, α = 2 and 0.07·ln 16 + 1 = 1.1941 are not in its config: found, and the fix brings them to runtimes.
+
+    Also where the code lies in another repository; a config that speaks for itself is believed.
+    """
+    config = json.loads((HERE / "cases" / "yarn_mistral_stated_length.json").read_text(encoding="utf-8"))["config"]
+    config["auto_map"] = {"AutoModelForCausalLM": f"{place}modeling_mistral_yarn.MistralForCausalLM"}
+    (finding,) = (f for f in lint(config) if f.id == "ROPE603")
+    mended = DOCS.changed(config, {"max_position_embeddings": 131072, "head_dim": 128} | dict(finding.fix))
+    (rope,) = hf.read(mended)
+    assert rope.spec.scaling == Yarn(16.0, 0.07 * math.log(16) + 1, 128.0, 2.0)
+    rows = runtime_rows(read_checkpoint("-", stdin=io.StringIO(json.dumps(mended))))
+    told = {"transformers", "transformers-4", "vllm", "vllm-2026-08", "sglang", "mlx-lm", "exllamav3", "tensorrt-llm"}
+    assert told <= {name for name, row in rows.items() if row.agrees}
+    assert [rows[name].attention_factor for name in told] == pytest.approx([1.1940812] * len(told), abs=1e-4)
+    assert "ROPE603" not in ids(lint(DOCS.changed(config, {"rope_scaling.attention_factor": 1.3})))
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "named"),
+    [
+        ({"AutoModel": "modeling_own.Own", "AutoModelForCausalLM": "modeling_own.OwnLM"}, "modeling_own.py"),
+        ({"AutoModelForCausalLM": "org/code--sub.modeling.Own"}, "sub/modeling.py of org/code"),
+        ({"AutoConfig": "configuration_own.Own", "AutoTokenizer": ["own.Slow", None]}, None),
+        (["modeling_own.Own"], None),
+    ],
+)
+def test_own_code_is_named_where_it_is_the_models(auto_map: object, named: str | None) -> None:
+    """Code of a tokenizer or a config makes no embedding."""
+    found = [f.message for f in lint({**CASES["bases"]["plain"], "auto_map": auto_map}) if f.id == "ROPE604"]
+    assert found == ([] if named is None else [f"auto_map names {named}"])
+
+
+def test_a_misspelt_rope_type_is_corrected() -> None:
+    """The key that nearly says it becomes the one that says it."""
+    config = {**CASES["bases"]["plain"], "rope_scaling": {"rope_typ": "linear", "factor": 4.0}}
+    (finding,) = (f for f in lint(config) if f.id == "ROPE106")
+    assert finding.fix == {"rope_scaling.rope_typ": None, "rope_scaling.rope_type": "linear"}
+    assert "is rope_typ meant for it?" in finding.message
+
+
 def test_rules_read_well() -> None:
     """Ids are unique and in order, titles are short, and every text is a sentence."""
     numbers = [rule.id for rule in RULES]

@@ -146,6 +146,8 @@ def calibrate_command(
         from calibrate.journal import journal_path  # noqa: PLC0415
         from calibrate.model import Settings  # noqa: PLC0415
 
+        if original_length is None:
+            _say_where_less_was_trained(model, quiet=quiet)
         journal = None if output is None else journal_path(output)
         if journal is not None and not plan_only:
             _say_what_becomes_of(journal, resume=resume, quiet=quiet)
@@ -197,6 +199,20 @@ def _objective(text: str) -> str:
     """The length in `last:N` in tokens, however it was spelled. Raises BadUsage."""
     kind, _, count = text.partition(":")
     return f"last:{options.length(count, '--objective')}" if kind == "last" and count else text
+
+
+def _say_where_less_was_trained(model: str, *, quiet: bool) -> None:
+    """A note where the config is known to state more than the trained length, which the factor would count from."""
+    from ropecli.findings import find  # noqa: PLC0415
+    from ropecli.findings.lengths import MORE_THAN_TRAINED  # noqa: PLC0415
+
+    try:
+        found = find(read_checkpoint(model))
+    except RopeError:
+        return  # the run says what is wrong
+    for finding in found:
+        if finding.id == MORE_THAN_TRAINED.id:
+            terminal.say(f"note: {finding.message}", quiet=quiet)
 
 
 def _say_what_becomes_of(journal: Path, *, resume: bool, quiet: bool) -> None:

@@ -203,7 +203,8 @@ def convert_command(
     way = "native" if (carrier, emit) == ("auto", "llama.cpp") else carrier
     intent, forced = agreement.carried(checkpoint, intent, way)  # type: ignore[arg-type]
     if emit is not None:
-        _note(forced, quiet=deed.silent)
+        for note in (forced, *plans.what_was_trained(checkpoint, intent)):
+            _note(note, quiet=deed.silent)
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
     if output is not None and not force and (output.exists() or output.is_symlink()):
@@ -234,7 +235,7 @@ def convert_command(
     others = agreement.disagreements(conversion, wanted_runtimes)
     agreement.refuse_ignored(others if (carrier == "longrope" or forced) and wanted_runtimes else ())
     if dry_run:
-        _show_plan(conversion, others, deed, weights, forced)
+        _show_plan(conversion, others, deed, weights)
     else:
         _write(conversion, others, deed, weights)
 
@@ -266,9 +267,7 @@ def _refuse_contradictions(deed: _Deed, calibration: str | None, rope_type: str 
         raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
 
 
-def _show_plan(
-    conversion: "Conversion", others: Sequence["Disagreement"], deed: _Deed, weights: str, forced: str
-) -> None:
+def _show_plan(conversion: "Conversion", others: Sequence["Disagreement"], deed: _Deed, weights: str) -> None:
     from ropecli import writer  # noqa: PLC0415
 
     if deed.in_place:
@@ -278,8 +277,7 @@ def _show_plan(
     if deed.as_json:
         terminal.emit_json(conversion_to_json(conversion, None, others))
         return
-    show_plan(conversion, most_bytes, files)
-    _note(forced, quiet=deed.quiet)
+    show_plan(conversion, most_bytes, files, quiet=deed.quiet)
     show_disagreements(others, quiet=deed.quiet)
 
 
@@ -359,7 +357,7 @@ def _convert_gguf(checkpoint: Checkpoint, intent: dict[str, RopeSpec], deed: _De
         if deed.as_json:
             terminal.emit_json(gguf_to_json(conversion, None, size))
         else:
-            show_gguf_plan(conversion, size)
+            show_gguf_plan(conversion, size, quiet=deed.quiet)
         return
     receipt = write_gguf(conversion, deed.output, force=deed.force)
     if deed.as_json:

@@ -312,7 +312,7 @@ def scaling_dict(spec: RopeSpec) -> dict[str, Any] | None:  # noqa: RET503 - ass
             if scaling.attention_factor != 1:
                 raise BadUsage(
                     "ntk-by-parts is carried by llama3, which has no temperature",
-                    hint="leave --attention-factor out, or use --rope-type yarn",
+                    hint="--carrier longrope writes both; or leave --attention-factor out, or use --rope-type yarn",
                 )
             return _llama3_dict(spec, scaling.factor, scaling.beta_slow, scaling.beta_fast)
         case Llama3():

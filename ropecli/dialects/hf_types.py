@@ -26,6 +26,13 @@ from typing import Any
 
 from ropecli.dialects.hf_keys import ELSEWHERE, Json, Place
 
+ROOM_FOR_ANSWERS: Mapping[str, tuple[int, int]] = dict.fromkeys(("qwen3", "qwen3_moe", "qwen3moe"), (40_960, 32_768))
+"""Model type, or a GGUF's architecture → a `max_position_embeddings` of its checkpoints, and the shorter length that
+they were trained for.
+
+Source: the cards of Qwen3-8B and its sisters: 32,768 tokens natively, YaRN from there, 40,960 in the file.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class TypeFacts:
@@ -71,3 +78,9 @@ def type_facts(model_type: str, *, alone: bool) -> TypeFacts:
 def without_rope(model_type: str) -> bool:
     """Whether transformers has this model type and it has no rotary embedding."""
     return model_type in _data()["without_rope"]
+
+
+def trained_for(model_type: str, longest: float) -> int | None:
+    """The trained length in tokens, where it is known that the config states more; None elsewhere."""
+    stated, trained = ROOM_FOR_ANSWERS.get(model_type, (None, None))
+    return trained if stated == longest else None

@@ -13,8 +13,9 @@ from ropecli.spec import LayerRope, Plain, RopeSpec, Scaling, Yarn, default_atte
 
 
 def matches(config: Mapping[str, Any]) -> bool:
-    """Whether a config is Mistral's: dim and n_heads as in Meta's, but the width of the MLP is named hidden_dim."""
-    return "model_type" not in config and {"dim", "n_heads", "hidden_dim"} <= config.keys()
+    """Whether a config is Mistral's: dim and n_heads as in Meta's, but hidden_dim for the MLP's width, or yarn."""
+    own = {"hidden_dim", "yarn"} & config.keys()
+    return "model_type" not in config and {"dim", "n_heads"} <= config.keys() and bool(own)
 
 
 def read(config: Mapping[str, Any]) -> tuple[LayerRope, ...]:

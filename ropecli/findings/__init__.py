@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropecli.checkpoint import Checkpoint
-from ropecli.findings import bases, keys, layers, lengths, ramp, scalings, schemas, temperature
+from ropecli.findings import bases, keys, layers, lengths, own_code, ramp, scalings, schemas, temperature
 from ropecli.findings.context import context
 from ropecli.findings.rule import SEVERITIES, Checks, Finding, Rule, Severity
 from ropecli.spec import LayerRope
@@ -26,6 +26,7 @@ _CHECKS: Checks = (
     *ramp.CHECKS,
     *scalings.CHECKS,
     *layers.CHECKS,
+    *own_code.CHECKS,
 )
 
 RULES: tuple[Rule, ...] = tuple(rule for rule, _ in _CHECKS)

@@ -1,8 +1,9 @@
-"""Rules 201 to 208: the factor, the original length L and max_position_embeddings M, which must fit together."""
+"""Rules 201 to 209: the factor, the original length L and max_position_embeddings M, which must fit together."""
 
 from collections.abc import Iterator
 
 from ropecli.dialects.hf_keys import ORIGINAL
+from ropecli.dialects.hf_types import trained_for
 from ropecli.findings.context import LONGEST, Block, Context, shown
 from ropecli.findings.rule import Checks, Finding, Rule
 
@@ -113,6 +114,20 @@ LINEAR_LENGTH = Rule(
 )
 
 
+MORE_THAN_TRAINED = Rule(
+    id="ROPE209",
+    severity="info",
+    title="The maximum is more than the trained length",
+    what="The config states more positions than this family was trained for, and no original length.",
+    effect=(
+        "A factor that is counted from the stated length is too small, and the ramp's L too large: for Qwen3, 128k is "
+        "4 times the trained length, and only 3.2 times the stated one."
+    ),
+    fix="Give --original-length to inspect, calibrate and convert. Qwen's own YaRN has 32768 there, and a factor of 4.",
+    source="The model cards of Qwen3: trained for 32,768 tokens, 40,960 in config.json.",
+)
+
+
 def _told(ctx: Context, block: Block) -> str:
     """The factor and the two lengths, as found."""
     original, longest = ctx.original(block), ctx.longest
@@ -199,6 +214,14 @@ def _linear_length(ctx: Context) -> Iterator[Finding]:
             yield LINEAR_LENGTH.found(f"{_told(ctx, block)}: vLLM serves {served} tokens")
 
 
+def _more_than_trained(ctx: Context) -> Iterator[Finding]:
+    longest = ctx.longest
+    trained = None if longest is None else trained_for(ctx.facts.name, longest[1])
+    if longest and trained and any(rope.spec.original_length == longest[1] for rope in ctx.ropes or ()):
+        message = f"{ctx.at(longest[0])} = {longest[1]:.0f}, but the model was trained for {trained} tokens"
+        yield MORE_THAN_TRAINED.found(f"{message}: give --original-length {trained}")
+
+
 CHECKS: Checks = (
     (DISAGREE, _disagree),
     (ORIGINAL_TOO_LONG, _original_too_long),
@@ -208,4 +231,5 @@ CHECKS: Checks = (
     (ORIGINAL_INSIDE, _original_inside),
     (ORIGINALS_DIFFER, _originals_differ),
     (LINEAR_LENGTH, _linear_length),
+    (MORE_THAN_TRAINED, _more_than_trained),
 )

@@ -41,7 +41,7 @@ class Rule:
     """A lint rule, as the documentation shows it.
 
     id      "ROPE101"; the hundreds are themes: 1 schemas and keys, 2 lengths, 3 temperature, 4 YaRN's ramp,
-            5 the other scalings, 6 layers and tokenizer
+            5 the other scalings, 6 layers, tokenizer and the checkpoint's own code
     title   a few words
     what    one sentence: when it fires
     effect  what goes wrong, in plain words

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ropecli.dialects.hf_keys import ORIGINAL, Json
+from ropecli.dialects.hf_scaling import SAME_TYPE
 from ropecli.findings.bases import stated_bases
 from ropecli.findings.context import SCHEMAS, Block, Context, kind_of, layer_entries, shown
+from ropecli.findings.keys import KNOWN, most_like
 from ropecli.findings.rule import Checks, Finding, Rule
 from ropecli.spec import LayerRope
 
@@ -253,9 +255,20 @@ def _no_type(ctx: Context) -> Iterator[Finding]:
     for block in ctx.blocks:
         parameters = sorted(key for key in block.data if key not in HARMLESS)
         if parameters and not block.kind and block.data.get("rope_type") is None:
-            kind = _likely_kind(block)
             message = f"{block.paths[0]} holds {', '.join(parameters[:4])}, but no rope_type"
-            yield NO_TYPE.found(message, block.set({"rope_type": kind}) if kind else {})
+            kind, misspelt = _likely_kind(block), _misspelt_type(block)
+            if misspelt:
+                fix = block.set({misspelt: None, "rope_type": block.data[misspelt]})
+                yield NO_TYPE.found(f"{message}; is {misspelt} meant for it?", fix)
+            else:
+                yield NO_TYPE.found(message, block.set({"rope_type": kind}) if kind else {})
+
+
+def _misspelt_type(block: Block) -> str:
+    """The key that looks like rope_type and holds a scaling's name; "" where there is none."""
+    names = {*KNOWN, *SAME_TYPE}
+    held = (key for key, value in block.data.items() if isinstance(value, str) and value in names)
+    return next((key for key in held if key != "type" and most_like(key, ["rope_type"], 0.8)), "")
 
 
 def _likely_kind(block: Block) -> str:

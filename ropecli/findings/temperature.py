@@ -173,7 +173,7 @@ def _same(one: float, other: float) -> bool:
     return abs(one - other) <= TOLERANCE * max(abs(one), abs(other))
 
 
-def _spelt_out(block: Block, m: float) -> dict[str, Any]:
+def spelt_out(block: Block, m: float) -> dict[str, Any]:
     """The fix that says m to every runtime that can be told."""
     factor = _factor(block) or 1.0
     top, bottom = mscale_pair(factor, m)
@@ -194,7 +194,7 @@ def _attn_alone(ctx: Context) -> Iterator[Finding]:
                 f"The multiplier on cos and sin is {attn * default:.4g} in SGLang and in vLLM until August 2026, "
                 f"{m:.4g} in transformers and most others, which ignore the key."
             )
-            yield ATTN_ALONE.found(block.says("attn_factor"), _spelt_out(block, attn * default), effect)
+            yield ATTN_ALONE.found(block.says("attn_factor"), spelt_out(block, attn * default), effect)
 
 
 def _inconsistent(ctx: Context) -> Iterator[Finding]:
@@ -216,7 +216,7 @@ def _not_for_all(ctx: Context) -> Iterator[Finding]:
             message = (
                 f"{block.paths[0]} means a multiplier of {m:.5g} on cos and sin, but has no {' and no '.join(missing)}"
             )
-            yield NOT_FOR_ALL.found(message, _spelt_out(block, m))
+            yield NOT_FOR_ALL.found(message, spelt_out(block, m))
 
 
 def _pair_contradicts(ctx: Context) -> Iterator[Finding]:
@@ -233,7 +233,7 @@ def _half_a_pair(ctx: Context) -> Iterator[Finding]:
         halves = [block.number(name) for name in ("mscale", "mscale_all_dim")]
         if bool(halves[0]) != bool(halves[1]):
             m = _multiplier(block)
-            fix = _spelt_out(block, m) if m is not None and m > 0 and not _latent(block) else {}
+            fix = spelt_out(block, m) if m is not None and m > 0 and not _latent(block) else {}
             yield HALF_A_PAIR.found(block.says("mscale", "mscale_all_dim"), fix)
 
 

@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from ropecli.writer import Receipt
 
 
-def show_plan(conversion: "Conversion", new_bytes: int, files: int) -> None:
-    """What a conversion would do, on standard output."""
+def show_plan(conversion: "Conversion", new_bytes: int, files: int, *, quiet: bool) -> None:
+    """What a conversion would do, on standard output; what to know of it, on standard error."""
     emit("".join(printable(line) + "\n" for line in conversion.diff.split("\n")[:-1]))
     emit(f"files that go along: {files}; at most {new_bytes:,} bytes would be written; nothing was touched\n")
+    _say_notes(conversion.notes, quiet=quiet)
 
 
-def show_gguf_plan(conversion: "GgufConversion", size: int) -> None:
-    """What a conversion of a GGUF would do, on standard output."""
+def show_gguf_plan(conversion: "GgufConversion", size: int, *, quiet: bool) -> None:
+    """What a conversion of a GGUF would do, on standard output; what to know of it, on standard error."""
     for edit in conversion.edits:
         emit(f"{printable(edit.key)}: {short(edit.old)} -> {short(edit.new)}\n")
     emit(f"one file of {size:,} bytes would be written; nothing was touched\n")
+    _say_notes(conversion.notes, quiet=quiet)
 
 
 def show_receipt(conversion: "Conversion", receipt: "Receipt", *, quiet: bool) -> None:
@@ -51,9 +53,13 @@ def _show_edits(edits: Sequence["Edit"], notes: Sequence[str], *, quiet: bool) -
     for edit in edits:
         if edit.old is not None or edit.new is not None:  # a null is as good as nothing
             say(f"  {edit.key}: {short(edit.old)} -> {short(edit.new)}", quiet=quiet)
+    _say_notes(notes, quiet=quiet)
+    say("read back: it gives the frequencies and the attention factor that were asked for", quiet=quiet)
+
+
+def _say_notes(notes: Sequence[str], *, quiet: bool) -> None:
     for note in notes:
         say(f"note: {note}", quiet=quiet)
-    say("read back: it gives the frequencies and the attention factor that were asked for", quiet=quiet)
 
 
 def show_disagreements(others: Sequence["Disagreement"], *, quiet: bool) -> None:

@@ -8,7 +8,8 @@ from ropecli.errors import printable
 from ropecli.frequencies import base_frequencies, divisors
 from ropecli.inspection import Change, Inspection, RuntimeRow, baked_to_json
 from ropecli.render.terminal import emit_json, emit_table, escape, finding_lines, plain_table, say
-from ropecli.spec import LayerRope
+from ropecli.runtimes.comparison import FREQUENCY_TOLERANCE
+from ropecli.spec import LayerRope, Yarn
 
 
 def _tokens(number: float) -> str:
@@ -68,10 +69,14 @@ def _rope_rows(rope: LayerRope) -> Iterator[tuple[str, str]]:
         if hasattr(scaling, name):
             yield label, f"{getattr(scaling, name):.6g} turns inside L"
     m = scaling.attention_factor
-    if m != 1:
+    if m != 1 or isinstance(scaling, Yarn):
         yield "attention factor m", f"{m:.6g} on cos and sin (logits × {m * m:.4g})"
     if spec.length_dependent:
         yield "note", "the frequencies depend on the length of the sequence"
+    for name, source in rope.sources.items():
+        assumed = source.removeprefix("assumed: ")
+        if assumed != source and name != "rope_type":  # a file that names no scaling has none
+            yield "assumed", f"{name}: {assumed}"
     yield from _regions(rope)
 
 
@@ -159,5 +164,8 @@ def off_by(row: RuntimeRow) -> str:
     """How far a runtime's numbers are from what the config means."""
     if row.max_rel_diff is None or row.attention_factor is None:
         return "it stops"
+    attention_factor = f"attention factor {row.attention_factor:.5g}"
+    if row.max_rel_diff <= FREQUENCY_TOLERANCE:
+        return f"the right frequencies, but {attention_factor}"
     off = f"{100 * row.max_rel_diff:.3g} %" if row.max_rel_diff < 1 else f"a factor of {1 + row.max_rel_diff:.3g}"
-    return f"frequencies off by {off}, attention factor {row.attention_factor:.5g}"
+    return f"frequencies off by {off}, {attention_factor}"

@@ -157,7 +157,7 @@ def rule(request: Request) -> Reading:
     if model == "deepseek_v2":
         scaling = _deepseek_v2(scaling)
     inv_freq, attention_factor, more = _compute(request, scaling, base)
-    return Reading(inv_freq, attention_factor, None, notes + more)
+    return Reading(inv_freq, attention_factor, None, notes + more, _type(scaling) == "dynamic")
 
 
 def _check_model(model: str, scaling: Keys) -> None:

@@ -50,12 +50,14 @@ class Reading:
     attention_factor  multiplier on cos and sin; None with `inv_freq`
     context_length    tokens that it serves with no flag from the user; None where it sets no limit, or stops
     notes             in plain words: keys that it ignores, what it warns of, what changes with the length
+    grows             whether its base grows with a sequence beyond the original length, as dynamic NTK means it
     """
 
     inv_freq: tuple[float, ...] | None
     attention_factor: float | None
     context_length: int | None
     notes: tuple[str, ...] = ()
+    grows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

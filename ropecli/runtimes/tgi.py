@@ -43,7 +43,8 @@ def rule(request: Request) -> Reading:
     if not isinstance(scaling, Mapping) or not ("rope_type" in scaling or "type" in scaling):
         raise Refused("KeyError: rope_scaling names no type")
     inv_freq, attention_factor, more = _compute(request.config, scaling, base, longest)
-    return Reading(inv_freq, attention_factor, longest, notes + more)
+    grows = rope_type(scaling, "rope_type", "type") == "dynamic"
+    return Reading(inv_freq, attention_factor, longest, notes + more, grows)
 
 
 def _compute(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:

@@ -89,7 +89,8 @@ def rule(request: Request) -> Reading:
     _check_class(request, given, scaling["rope_type"])
     inv_freq, attention_factor, more = _compute(scaling, base, request)
     warned = ignored(scaling, *KNOWN.get(scaling["rope_type"], scaling))
-    return Reading(inv_freq, attention_factor, max_positions(request), notes + warned + more)
+    grows = scaling["rope_type"] == "dynamic" and not own_alpha(request, scaling)
+    return Reading(inv_freq, attention_factor, max_positions(request), notes + warned + more, grows)
 
 
 def rope_parameters_unread(request: Request) -> tuple[str, ...]:

@@ -72,7 +72,8 @@ def rule(request: Request) -> Reading:
     known = KNOWN.get(keys.rope_type, set(keys.parameters)) | OWN_KEYS.get(request.model_type, set())
     unknown = sorted(set(keys.parameters) - _NO_COMPLAINT - known)
     warned = tuple(f"{name} ignored, with a warning" for name in unknown)
-    return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + unread + warned + notes)
+    grows = keys.rope_type == "dynamic" and not own_alpha(request, keys.parameters)
+    return Reading(inv_freq, attention_factor, max_positions(request), keys.notes + unread + warned + notes, grows)
 
 
 def _named(request: Request, entry: Keys) -> str:

@@ -104,3 +104,16 @@ def test_a_rate_without_a_plan_is_refused(capsys: pytest.CaptureFixture[str]) ->
     """It would be ignored."""
     assert status("calibrate", str(TINY), "--data", TEXTS[0], "--factor", "2", "--flops", "4T") == 2
     assert "--flops: the rate is for the plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lengths", "noted"), [([], True), (["--original-length", "32k"], False)])
+def test_a_length_that_was_not_trained_for_is_noted_first(
+    lengths: list[str], noted: bool, config_alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Qwen3 states 40,960 positions and was trained for 32,768: said before anything else is looked at."""
+    path = config_alone / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"model_type": "qwen3", "max_position_embeddings": 40960}), encoding="utf-8")
+    data = ["--data", str(config_alone / "missing.txt"), "--factor", "4", "--plan-only"]
+    assert status("calibrate", str(config_alone), *data, *lengths) != 0
+    assert ("trained for 32768 tokens: give --original-length" in capsys.readouterr().err) == noted

@@ -99,7 +99,14 @@ def test_windows_by_layer() -> None:
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [(MISTRAL_7B, True), (MINISTRAL_3, True), (MISTRAL_7B | {"model_type": "llama"}, False), ({"dim": 1}, False)],
+    [
+        (MISTRAL_7B, True),
+        (MINISTRAL_3, True),
+        ({"dim": 4096, "n_heads": 32, "yarn": {"factor": 4}}, True),  # Meta's files have no such key
+        ({"dim": 4096, "n_heads": 32}, False),
+        (MISTRAL_7B | {"model_type": "llama"}, False),
+        ({"dim": 1}, False),
+    ],
 )
 def test_matches(config: dict[str, Any], expected: bool) -> None:
     """The dialect is known by its keys, and leaves everything with a model_type to Hugging Face."""
