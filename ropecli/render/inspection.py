@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ropecli.errors import printable
-from ropecli.frequencies import base_frequencies, divisors
+from ropecli.frequencies import TOLERANCE, base_frequencies, divisors
 from ropecli.inspection import Change, Inspection, RuntimeRow, baked_to_json
 from ropecli.render.terminal import emit_json, emit_table, escape, finding_lines, plain_table, say
-from ropecli.runtimes.comparison import FREQUENCY_TOLERANCE
 from ropecli.spec import LayerRope, Yarn
 
 
@@ -165,7 +164,7 @@ def off_by(row: RuntimeRow) -> str:
     if row.max_rel_diff is None or row.attention_factor is None:
         return "it stops"
     attention_factor = f"attention factor {row.attention_factor:.5g}"
-    if row.max_rel_diff <= FREQUENCY_TOLERANCE:
+    if row.max_rel_diff <= TOLERANCE:
         return f"the right frequencies, but {attention_factor}"
     off = f"{100 * row.max_rel_diff:.3g} %" if row.max_rel_diff < 1 else f"a factor of {1 + row.max_rel_diff:.3g}"
     return f"frequencies off by {off}, {attention_factor}"
