@@ -286,8 +286,8 @@ def plan(
     notes += what_was_trained(checkpoint, intent)
     if own := model_code(checkpoint.config):
         notes.append(
-            f"the model brings code of its own, {own[0]}: where that is trusted it makes the embedding, and it may not "
-            "read these keys"
+            f"the model brings code of its own, {own[0]:.80}: where that is trusted it makes the embedding, and it "
+            "may not read these keys"
         )
     return Conversion(checkpoint, whole, texts, tuple(edits), tuple(dict.fromkeys(notes)))
 
