@@ -11,6 +11,7 @@ from environments import ENVIRONMENTS
 from ropecli.checkpoint import read_checkpoint
 from ropecli.frequencies import frequencies
 from ropecli.inspection import runtime_rows
+from ropecli.spec import Dynamic
 
 SHAPE = {
     "hidden_size": 256,
@@ -71,6 +72,9 @@ def test_the_row_says_what_the_class_does(name: str, real: dict[str, Any]) -> No
     if found is None:
         assert row.max_rel_diff is None, row
         return
-    meant = frequencies(checkpoint.ropes[0].spec)
+    spec = checkpoint.ropes[0].spec
+    meant = frequencies(spec)
     same = found["inv_freq"] == pytest.approx(meant.inv_freq, rel=5e-5)
+    if isinstance(spec.scaling, Dynamic):  # within the original length it is plain, whoever reads it
+        same &= found["inv_freq_beyond"] == pytest.approx(frequencies(spec, 32768).inv_freq, rel=5e-5)
     assert row.agrees == (same and found["attention_factor"] == pytest.approx(meant.attention_factor, rel=1e-4)), row
