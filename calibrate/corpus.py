@@ -1,8 +1,8 @@
 """Text → token windows, kept by document, and the split into a search part and a held-out part.
 
 A document is a file, or a row of JSONL, JSON or parquet. It gives windows of exactly the wanted length from its start
-on, without overlap. One that is too short is counted and left out. A lone long text is cut into contiguous blocks that
-count as documents.
+on, without overlap. One that is too short is counted and left out. A lone long text, or the only long one among
+short ones, is cut into contiguous blocks that count as documents.
 """
 
 import codecs
@@ -383,13 +383,14 @@ def tokenize(
     distinct: dict[str, str] = {}
     for text in texts:
         distinct.setdefault(text.text, text.name)
-    # of several texts only the windows that are asked for; a lone one is cut all along
+    # of several texts only the windows that are asked for; the only long one is cut all along
     asked = windows or -(-BLOCKS // len(distinct))
     most_needed = None if len(distinct) == 1 else max(whole, body * asked)
     encoded = {text: encode(text, most_needed) for text in distinct}
     long_enough = [(distinct[text], ids) for text, ids in encoded.items() if len(ids) >= whole]
-    if most_needed is not None and windows is None and 0 < len(long_enough) < len(encoded):
-        most_needed = max(whole, body * -(-BLOCKS // len(long_enough)))
+    alone = len(long_enough) == 1
+    if most_needed is not None and (alone or (windows is None and 0 < len(long_enough) < len(encoded))):
+        most_needed = None if alone else max(whole, body * -(-BLOCKS // len(long_enough)))
         long_enough = [(distinct[text], encode(text, most_needed)) for text in encoded if len(encoded[text]) >= whole]
     if not long_enough:
         most_tokens = max(map(len, encoded.values()), default=0)
@@ -398,7 +399,7 @@ def tokenize(
             f"{most_tokens}",
             hint="give longer documents, or a smaller --factor, --target-length or --lengths",
         )
-    lone = len(encoded) == 1 and len(long_enough[0][1]) >= 2 * whole
+    lone = alone and len(long_enough[0][1]) >= 2 * whole
     if lone:
         name, ids = long_enough[0]
         pieces = _cut(ids, whole, len(ids))

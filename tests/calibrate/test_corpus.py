@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -228,7 +229,7 @@ def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_one_empty_file_among_others_is_only_too_short(tmp_path: Path) -> None:
     """An empty document among good ones is counted and left out, like every one that is too short."""
-    paths = [write(tmp_path / "a.txt", numbered(20)), write(tmp_path / "b.txt", "")]
+    paths = [write(tmp_path / "a.txt", numbered(19)), write(tmp_path / "b.txt", "")]
     corpus = tokenize(read_texts(paths)[0], encode, 10, bos=None, windows=1)
     assert (len(corpus.documents), corpus.too_short) == (1, 1)
 
@@ -296,6 +297,16 @@ def test_a_lone_text_of_one_window_stays_a_document() -> None:
     """A text that holds a single window cannot be cut: it is one document, and no blocks are claimed."""
     corpus = tokenize([Text("a", numbered(19))], encode, 10, bos=None, windows=None)
     assert (len(corpus.documents), corpus.blocks) == (1, False)
+
+
+def test_the_only_long_text_among_short_ones_is_cut_as_a_lone_one() -> None:
+    """The short ones are left out, and what remains is the corpus that the long one is by itself."""
+    long, short = Text("book", numbered(700)), Text("note", "x" * 9)
+    for windows in (None, 1):
+        alone = tokenize([long], encode, 10, bos=None, windows=windows)
+        beside = tokenize([short, long], encode, 10, bos=None, windows=windows)
+        assert beside == replace(alone, too_short=1)
+        assert len(beside.documents) == BLOCKS
 
 
 def test_every_length_has_the_documents_of_the_longest() -> None:
