@@ -764,7 +764,7 @@ def test_what_cannot_be_asked_is_bad_usage(
     [
         (["word " * 100], "no document has the 512 tokens of one window; the longest of 1 has"),
         (["word " * 100, ""], "no document has the 512 tokens of one window; the longest of 2 has"),
-        (["many different words " * 250, "short"], "one document cannot be split"),
+        (["many different words " * 200, "short"], "one document cannot be split"),
         ([b"caf\xe9" * 600], "not UTF-8 text"),
         ([" "], "empty, expected text"),
     ],
