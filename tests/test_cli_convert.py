@@ -718,7 +718,7 @@ def test_what_inspect_shows_can_be_expected(run, yarn_config, expectation):
 @pytest.mark.parametrize(
     "expectation",
     [
-        *("attention_factor=1.1387", "attention_factor=1.139", "attention_factor=1.13863001", "factor=4.1"),
+        *("attention_factor=1.1387", "attention_factor=1.139", "attention_factor=1.13864", "factor=4.1"),
         *("model_type=qwen2", "sliding_attention.factor=4", "low_freq_factor=1", "sliding_window=512"),
     ],
 )
