@@ -186,7 +186,11 @@ def _given(value: float | None, default: float) -> float:
 def _longrope(spec: RopeSpec, factor: float, factors: Sequence[float] | None, attention_factor: float) -> Longrope:
     if factors is None or len(factors) != spec.pairs:
         found = "none" if factors is None else str(len(factors))
-        raise BadUsage(f"expected {spec.pairs} divisors, one a rotary pair, found {found}", where="--factors")
+        raise BadUsage(
+            f"expected {spec.pairs} divisors, one a rotary pair, found {found}",
+            where="--factors",
+            hint="calibrate --tune factors finds them; convert --rope-type yarn --carrier longrope writes YaRN's",
+        )
     return Longrope(factor, tuple(factors), tuple(factors), attention_factor, attention_factor)
 
 
@@ -218,7 +222,11 @@ def chosen_layers(checkpoint: Checkpoint, layers: Layers) -> tuple[LayerRope, ..
     with one that does more than rotate (DeepSeek).
     """
     if not checkpoint.ropes:
-        raise BadCheckpoint("the model has no rotary embedding", where=checkpoint.source)
+        raise BadCheckpoint(
+            "the model has no rotary embedding",
+            where=checkpoint.source,
+            hint="a model with positions of another kind cannot be extended so",
+        )
     full = tuple(rope for rope in checkpoint.ropes if rope.sliding_window is None)
     chosen = checkpoint.ropes if layers == "all" or not full else full
     for rope in chosen:
@@ -254,7 +262,11 @@ def plan(
     Raises BadUsage and BadCheckpoint for what cannot be written.
     """
     if checkpoint.format not in ("hf", "mlx"):
-        raise BadUsage(f"{checkpoint.format} checkpoints cannot be converted", where=checkpoint.source)
+        raise BadUsage(
+            f"{checkpoint.format} checkpoints cannot be converted",
+            where=checkpoint.source,
+            hint="convert the model's folder with a config.json, or its .gguf",
+        )
     inner, path = hf.text_config(checkpoint.config)
     nested = any(rope.name != "default" for rope in checkpoint.ropes)
     if nested:

@@ -24,18 +24,19 @@ class RopeError(Exception):
     """A failure that a user can act on.
 
     `problem` says what is wrong, what was found and what was expected; `where` names the file and the key or tensor;
-    `hint` says what to do next; `findings` are lint findings about the same file, where there are any. Only
-    `ropecli.cli` catches it.
+    `hint` says what to do next, and is the `advice` of its class where none is given; `findings` are lint findings
+    about the same file, where there are any. Only `ropecli.cli` catches it.
     """
 
     exit_status: ClassVar[int] = 3
     code: ClassVar[str] = "error"
+    advice: ClassVar[str] = ""
 
     def __init__(self, problem: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
         self.where = where
-        self.hint = hint
+        self.hint = hint or self.advice
         self.findings: tuple[Any, ...] = ()
 
     @property
@@ -54,6 +55,7 @@ class CheckFailed(RopeError):
 
     exit_status = 1
     code = "check-failed"
+    advice = "please report it with the command and the config"
 
 
 class BadUsage(RopeError):
@@ -61,6 +63,7 @@ class BadUsage(RopeError):
 
     exit_status = 2
     code = "usage"
+    advice = "ropecli VERB --help lists what it takes"
 
 
 class OutputExists(BadUsage):
@@ -73,24 +76,28 @@ class BadCheckpoint(RopeError):
     """A checkpoint is unreadable, malformed or inconsistent."""
 
     code = "checkpoint"
+    advice = "correct the file, or download it again"
 
 
 class BadParameter(BadCheckpoint):
     """A number of a rotary embedding is missing or out of its range."""
 
     code = "parameter"
+    advice = "correct that value"
 
 
 class BadData(RopeError):
     """Text that cannot be read or is too short."""
 
     code = "data"
+    advice = "correct that text, or leave it out"
 
 
 class BadCalibration(RopeError):
     """A calibration file that cannot be read or does not fit the checkpoint."""
 
     code = "calibration-file"
+    advice = "write one with: ropecli calibrate MODEL --data F"
 
 
 class NoResource(RopeError):
@@ -98,6 +105,7 @@ class NoResource(RopeError):
 
     exit_status = 4
     code = "resource"
+    advice = "make room, or choose another place"
 
 
 class Inconclusive(RopeError):
@@ -105,3 +113,4 @@ class Inconclusive(RopeError):
 
     exit_status = 5
     code = "inconclusive"
+    advice = "please report it with the command and the config"

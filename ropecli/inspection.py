@@ -1,8 +1,9 @@
 """What there is to say about a checkpoint's rotary embedding, as one value and as the JSON of docs/json.md."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,23 @@ from ropecli.errors import BadUsage, RopeError
 from ropecli.findings import Finding, find, find_in_config
 from ropecli.frequencies import base_frequencies, frequencies, largest_difference, rotations
 from ropecli.runtimes import Reading, Request, compare, readings
-from ropecli.spec import Dynamic, LayerRope, RopeSpec, scaling_to_json
+from ropecli.spec import SCALINGS, Dynamic, LayerRope, RopeSpec, scaling_to_json
+
+OF_CHECKPOINTS = ("format", "model_type")
+"""Keys of --expect that a checkpoint has once."""
+
+OF_LAYERS = (
+    *("name", "layers", "rope_type", "rope_theta", "head_dim", "rotary_dim", "layout", "factor", "original_length"),
+    *("max_length", "attention_factor", "length_dependent", "sliding_window"),
+    *sorted({field.name for kind in SCALINGS.values() for field in fields(kind)} - {"short_factor", "long_factor"}),
+)
+"""Keys of --expect that each kind of layer has: those of the JSON's `rope` elements, and of every scaling."""
+
+WRITTEN = re.compile(r"[+-]?[1-9]\d*\.\d+")
+"""A decimal number of at least 1, so that four decimals are five digits and more."""
+
+ENOUGH_DECIMALS = 4
+"""As `inspect` shows an attention factor: 1.1386 is found where it is 1.138629436."""
 
 HF_FORMATS = ("hf", "mlx")
 """Formats whose config is a Hugging Face config.json, which is what the runtimes read."""
@@ -34,6 +51,15 @@ class RuntimeRow:
     agrees: bool
     context_length: int | None
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """One `KEY=VALUE` of --expect; `layer` is the kind of layer in `LAYER.KEY=VALUE`, and empty for all of them."""
+
+    layer: str
+    key: str
+    wanted: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +214,17 @@ def broken_findings(source: str) -> tuple[Finding, ...]:
         return ()
 
 
-def failed_checks(inspection: Inspection, *, check: bool, strict: bool, expect: str | None) -> tuple[str, ...]:
+def failed_checks(
+    inspection: Inspection, *, check: bool, strict: bool, expect: Sequence[Expectation] = ()
+) -> tuple[str, ...]:
     """What fails of the checks that were asked for, one line each; problems of verified weights always do."""
     grave = ("error", "warning") if strict else ("error",)
     failures = [f"{problem.where}: {problem.problem}" for problem in inspection.problems]
     if check or strict:
         failures += [f"{f.id} {f.severity}: {f.message}" for f in inspection.findings if f.severity in grave]
-    return (*failures, *(() if expect is None else expected(inspection, expect)))
+    for expectation in expect:
+        failures += unmet(inspection, expectation)
+    return tuple(failures)
 
 
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
@@ -223,26 +253,41 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     }
 
 
-def expected(inspection: Inspection, assertions: str) -> tuple[str, ...]:
-    """Check `KEY=VALUE,…` against every kind of layer; what fails, one line each.
-
-    Keys are those of the JSON's `rope` elements and their `parameters`; numbers compare to one part in a million, and a
-    length may be written as 32k. A model without a rotary embedding fails.
-    Raises BadUsage for a key that is not there.
-    """
-    failures = [] if inspection.ropes else [f"expected {assertions}, found no rotary embedding"]
-    for assertion in assertions.split(","):
-        key, equals, wanted = assertion.strip().partition("=")
+def expectations(text: str) -> tuple[Expectation, ...]:
+    """Read `KEY=VALUE,…`. Raises BadUsage for a key that no checkpoint has."""
+    found = []
+    for part in text.split(","):
+        key, equals, wanted = (word.strip() for word in part.partition("="))
         if not equals:
-            raise BadUsage(f"expected KEY=VALUE, found {assertion!r}", where="--expect", hint="for example factor=4")
-        for rope in inspection.ropes:
-            shown = rope_to_json(rope)
-            values = shown["parameters"] | {name: v for name, v in shown.items() if not isinstance(v, list | dict)}
-            if key not in values:
-                raise BadUsage(f"unknown key {key!r}", where="--expect", hint=f"known: {', '.join(sorted(values))}")
-            if not _same(values[key], wanted):
-                failures.append(f"{rope.name}: expected {key}={wanted}, found {values[key]}")
-    return tuple(failures)
+            raise BadUsage(f"expected KEY=VALUE, found {part!r}", where="--expect", hint="for example factor=4")
+        layer, _, name = key.rpartition(".")
+        if name not in ({*OF_LAYERS} if layer else {*OF_CHECKPOINTS, *OF_LAYERS}):
+            known = ", ".join(sorted({*OF_CHECKPOINTS, *OF_LAYERS}))
+            raise BadUsage(f"unknown key {key!r}", where="--expect", hint=f"known: {known}")
+        found.append(Expectation(layer, name, wanted))
+    return tuple(found)
+
+
+def unmet(inspection: Inspection, expectation: Expectation) -> tuple[str, ...]:
+    """Where a checkpoint is not as expected, one line for each kind of layer.
+
+    Numbers compare to one part in a million, or as far as they are written where that is four decimals and more; a
+    length may be written as 32k. What a checkpoint does not have is not found.
+    """
+    key, wanted = expectation.key, expectation.wanted
+    if key in OF_CHECKPOINTS:
+        found = {"format": inspection.checkpoint.format, "model_type": inspection.checkpoint.model_type}[key]
+        return () if _same(found, wanted) else (f"expected {key}={wanted}, found {found or 'none'}",)
+    ropes = [rope for rope in inspection.ropes if expectation.layer in {"", rope.name}]
+    if not ropes:
+        of = f" of {expectation.layer}" if expectation.layer else ""
+        return (f"expected {key}={wanted}, found no rotary embedding{of}",)
+    values = ((rope.name, _values(rope).get(key)) for rope in ropes)
+    return tuple(
+        f"{name}: expected {key}={wanted}, found {'none' if value is None else value}"
+        for name, value in values
+        if not _same(value, wanted)
+    )
 
 
 def baked_to_json(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -327,4 +372,8 @@ def _same(value: object, wanted: str) -> bool:
         number = float(wanted if scale == 1 else wanted[:-1]) * scale
     except ValueError:
         return False
-    return isinstance(value, int | float) and abs(value - number) <= 1e-6 * max(abs(number), 1e-300)
+    if not isinstance(value, int | float):
+        return False
+    decimals = len(wanted.partition(".")[2]) if WRITTEN.fullmatch(wanted) else 0
+    rounded = decimals >= ENOUGH_DECIMALS and f"{value:.{decimals}f}" == f"{number:.{decimals}f}"
+    return rounded or abs(value - number) <= 1e-6 * max(abs(number), 1e-300)

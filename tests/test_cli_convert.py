@@ -67,6 +67,18 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     return call
 
 
+@pytest.fixture
+def yarn_config(tmp_path: Path) -> Path:
+    """A Llama of factor 4 whose betas are whole numbers, for which there is a finding."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "beta_fast": 32}
+    config = {"model_type": "llama", "hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config |= {"max_position_embeddings": 2048, "rope_theta": 10000.0, "rope_scaling": yarn | {"beta_slow": 1}}
+    path = tmp_path / "yarn" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(config))
+    return path
+
+
 def environment(**changes: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "NO_COLOR", "COLUMNS")}
     return kept | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"} | changes
@@ -671,6 +683,53 @@ def test_a_preview_shows_what_runtimes_would_make_of_it(run, checkpoint):
     assert rows["vllm"]["context_length"] == 512
 
 
+@pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
+def test_a_runtime_has_one_name_for_all_options(run, checkpoint, tmp_path, name):
+    """--emit and --for both take MLX-LM as the other one calls it."""
+    assert run("convert", checkpoint, *YARN, "--emit", name)[0] == 0
+    assert run("convert", checkpoint, *YARN, "-o", tmp_path / name, "--for", name)[0] == 0
+    written = json.loads((tmp_path / name / "config.json").read_text())["rope_scaling"]
+    assert "mscale" in written
+    assert "attn_factor" not in written
+
+
+def test_emit_says_that_an_output_is_not_written(run, checkpoint, tmp_path):
+    """The flags are on standard output all the same, and nothing is at OUT."""
+    out = tmp_path / "out"
+    status, stdout, stderr = run("convert", checkpoint, *YARN, "--emit", "vllm", "-o", out)
+    assert (status, out.exists()) == (0, False)
+    assert stdout.startswith("--hf-overrides")
+    assert f"{out} is not written" in stderr
+
+
+@pytest.mark.parametrize("arguments", [["--target-length", "512"], ["--rope-type", "longrope"]])
+def test_every_error_has_a_hint(run, checkpoint, arguments):
+    """Also one that has none of its own."""
+    status, stdout, _ = run("inspect", checkpoint, "--factor", "4", *arguments, "--json")
+    assert status == 2
+    assert all(json.loads(stdout)["error"].values())
+
+
+def test_a_broken_value_has_a_hint(run, tmp_path):
+    """A list where a config should be, and text for a number."""
+    config = tmp_path / "config.json"
+    for text in ("[]", '{"model_type": "llama", "head_dim": 64, "num_hidden_layers": 1, "rope_theta": "1"}'):
+        config.write_text(text)
+        status, stdout, _ = run("inspect", config, "--json")
+        assert status == 3
+        assert json.loads(stdout)["error"]["hint"]
+
+
+def test_an_original_length_that_is_text_is_not_called_missing(run, yarn_config):
+    """It is there, and the finding for numbers written as text says so."""
+    yarn_config.write_text(yarn_config.read_text().replace("512", '"512"'))
+    status, stdout, _ = run("inspect", yarn_config, "--json")
+    assert status == 3
+    found = {finding["id"] for finding in json.loads(stdout)["findings"]}
+    assert "ROPE120" in found
+    assert "ROPE204" not in found
+
+
 def test_expectations_decide_the_exit_status(run, checkpoint):
     """--expect is 0 where all values are found, 1 where one is not, 2 for a key that does not exist."""
     assert run("inspect", checkpoint, "--expect", "rope_type=default,original_length=128")[0] == 0
@@ -682,6 +741,63 @@ def test_expectations_decide_the_exit_status(run, checkpoint):
     assert run("inspect", checkpoint, "--expect", "")[0] == 2
 
 
+@pytest.mark.parametrize(
+    "expectation",
+    [
+        *("rope_type=yarn , factor=4", "model_type=llama,format=hf", "default.factor=4", "beta_fast=32,truncate=true"),
+        *("attention_factor=1.1386", "attention_factor=1.138629", "attention_factor=1.138629436"),
+    ],
+)
+def test_what_inspect_shows_can_be_expected(run, yarn_config, expectation):
+    """Names and numbers as the table and the JSON have them, 1.1386 for the temperature too."""
+    assert run("inspect", yarn_config, "--expect", expectation)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "expectation",
+    [
+        *("attention_factor=1.1387", "attention_factor=1.139", "attention_factor=1.13864", "factor=4.1"),
+        *("model_type=qwen2", "sliding_attention.factor=4", "low_freq_factor=1", "sliding_window=512"),
+    ],
+)
+def test_what_a_checkpoint_does_not_have_fails_the_check(run, yarn_config, expectation):
+    """A parameter of another scaling is no slip of the user's: the check fails with 1, not with 2."""
+    status, _, stderr = run("inspect", yarn_config, "--expect", expectation)
+    assert status == 1
+    key = expectation.partition("=")[0].rpartition(".")[2]
+    assert f"expected {key}=" in stderr
+
+
+def test_each_kind_of_layer_can_be_expected_by_itself(run, tmp_path):
+    """Gemma 3 has two bases, so that no one value holds for both kinds of layer."""
+    config = tmp_path / "config.json"
+    gemma = {"model_type": "gemma3_text", "hidden_size": 128, "head_dim": 64, "num_attention_heads": 2}
+    gemma |= {"num_hidden_layers": 6, "max_position_embeddings": 32768, "sliding_window": 512}
+    config.write_text(json.dumps(gemma | {"rope_theta": 1e6, "rope_local_base_freq": 1e4}))
+    both = "full_attention.rope_theta=1e6,sliding_attention.rope_theta=10000,sliding_attention.sliding_window=512"
+    assert run("inspect", config, "--expect", both)[0] == 0
+    assert run("inspect", config, "--expect", "rope_theta=1e6")[0] == 1
+
+
+def test_an_unknown_expectation_is_refused_before_anything_is_read(run, yarn_config):
+    """One line and a hint: no findings of the checkpoint, and no document."""
+    status, stdout, stderr = run("inspect", yarn_config, yarn_config, "--expect", "rope_typ=yarn")
+    assert (status, stdout) == (2, "")
+    assert [line.partition(":")[0] for line in stderr.splitlines()] == ["error", "hint"]
+    status, stdout, stderr = run("inspect", yarn_config, "--factor", "0.5")
+    assert [line.partition(":")[0] for line in stderr.splitlines()] == ["error", "hint"]
+
+
+def test_every_scalar_of_the_document_can_be_expected(run, yarn_config):
+    """What `rope` and its `parameters` hold in the JSON, --expect knows."""
+    document = json.loads(run("inspect", yarn_config, "--json")[1])
+    layer = document["rope"][0] | document["rope"][0]["parameters"]
+    scalars = {key: value for key, value in layer.items() if not isinstance(value, list | dict)}
+    assert {"rope_theta", "beta_slow", "length_dependent"} <= set(scalars)
+    wanted = ",".join(f"{key}={value}" for key, value in scalars.items())
+    assert run("inspect", yarn_config, "--expect", wanted)[0] == 0
+
+
 def test_expectations_of_a_model_that_does_not_rotate_fail(run, tmp_path):
     """GPT-2 has no rotary embedding, so that nothing that is expected of it is found."""
     config = tmp_path / "config.json"
@@ -689,6 +805,7 @@ def test_expectations_of_a_model_that_does_not_rotate_fail(run, tmp_path):
     status, _, stderr = run("inspect", config, "--expect", "rope_type=yarn")
     assert status == 1
     assert "no rotary embedding" in stderr
+    assert run("inspect", config, "--expect", "model_type=gpt2")[0] == 0
 
 
 def test_an_expected_length_reads_as_every_length(run, saved_llama):

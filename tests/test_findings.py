@@ -549,3 +549,14 @@ def test_the_page_is_not_stale() -> None:
     page = DOCS.PAGE.read_text(encoding="utf-8")
     assert page == DOCS.page()
     assert all(f"\n### {rule.id}\n" in page for rule in RULES)
+
+
+@pytest.mark.parametrize(("attention_factor", "told"), [(1.0, False), (1.1, True)])
+def test_a_temperature_of_one_is_not_told_as_a_change(attention_factor, told):
+    """DeepSeek's YaRN slows pairs and leaves cos and sin as they are."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    config = {"model_type": "llama", "head_dim": 64, "num_hidden_layers": 1, "max_position_embeddings": 2048}
+    config |= {"rope_theta": 10000.0, "rope_scaling": yarn | {"attention_factor": attention_factor}}
+    (finding,) = (found for found in find_in_config(config, hf.read(config)) if found.id == "ROPE410")
+    assert "pairs are slowed" in finding.message
+    assert ("multiplied" in finding.message) is told

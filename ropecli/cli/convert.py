@@ -205,6 +205,8 @@ def convert_command(
     if emit is not None:
         for note in (forced, *plans.what_was_trained(checkpoint, intent)):
             _note(note, quiet=deed.silent)
+        if output is not None:
+            _note(f"{output} is not written: --emit prints flags for the unchanged MODEL", quiet=deed.silent)
         _emit(checkpoint, intent, emit, as_json=as_json, quiet=quiet)
         return
     if output is not None and not force and (output.exists() or output.is_symlink()):
@@ -321,7 +323,7 @@ def _with_tables(conversion: "Conversion", request: "BakeRequest | None", folder
 
 
 def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_json: bool, quiet: bool) -> None:
-    from ropecli.runtimes.emit import USAGE  # noqa: PLC0415
+    from ropecli.runtimes.emit import USAGE, flag_name  # noqa: PLC0415
     from ropecli.runtimes.emit import emit as line_for  # noqa: PLC0415
     from ropecli.runtimes.serving import Serving  # noqa: PLC0415
 
@@ -332,7 +334,7 @@ def _emit(checkpoint: Checkpoint, intent: dict[str, RopeSpec], name: str, *, as_
         terminal.emit_json({"schema_version": 1, "source": checkpoint.source, "runtime": name, "flags": line})
     else:
         terminal.emit(line + "\n")
-        terminal.say(f"goes into: {USAGE[name]}", quiet=quiet)
+        terminal.say(f"goes into: {USAGE[flag_name(name)]}", quiet=quiet)
 
 
 def _refuse_for_gguf(*, in_place: bool, bake: str | None) -> None:
@@ -371,7 +373,9 @@ def _runtimes(text: str | None) -> tuple[str, ...]:
 
     if text is None:
         return ()
-    wanted = options.names(text, "--for", "names of runtimes")
+    from ropecli.runtimes.emit import ROW_NAMES  # noqa: PLC0415
+
+    wanted = tuple(ROW_NAMES.get(name, name) for name in options.names(text, "--for", "names of runtimes"))
     for name in wanted:
         options.one_of("--for", name, tuple(runtime.name for runtime in RUNTIMES))
     return wanted

@@ -10,11 +10,12 @@ import typer
 from ropecli import options
 from ropecli.checkpoint import Checkpoint, read_checkpoint
 from ropecli.cli import intents, outputs
-from ropecli.errors import BadUsage, CheckFailed, RopeError
+from ropecli.errors import BadCheckpoint, BadUsage, CheckFailed, RopeError
 from ropecli.inspection import (
     Inspection,
     broken_findings,
     differences,
+    expectations,
     failed_checks,
     inspect,
     inspection_to_json,
@@ -27,12 +28,17 @@ from ropecli.spec import RopeSpec
 
 
 def inspect_command(
-    models: options.Models,
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help=f"{options.MODEL_HELP} Or - for a config on standard input.")
+    ],
     check: Annotated[bool, options.flag("--check", help="Exit with 1 on a finding of severity error.")] = False,
     strict: Annotated[bool, options.flag("--strict", help="With --check: on a warning, too.")] = False,
     expect: Annotated[
         str | None,
-        typer.Option(metavar="KEY=VALUE,…", help="Exit with 1 unless these are found: rope_type=yarn,factor=4."),
+        typer.Option(
+            metavar="KEY=VALUE,…",
+            help="Exit with 1 unless these are found: rope_type=yarn,factor=4; of one kind of layer: LAYER.KEY=VALUE.",
+        ),
     ] = None,
     verify: Annotated[
         bool,
@@ -70,6 +76,7 @@ def inspect_command(
         if len(models) > 1:
             raise BadUsage("one figure shows one checkpoint", where="--plot")
         outputs.check_outputs({"--plot": plot}, force=force)
+    wanted = () if expect is None else expectations(expect)
     status = 0
     for model in models:
         try:
@@ -78,7 +85,7 @@ def inspect_command(
             if any(value is not None for value in (factor, target_length, original_length, rope_type)):
                 preview = intents.by_hand(checkpoint, rope_type or "yarn", factor, target_length, original_length, {})
             inspection = _inspected(checkpoint, preview, verify=verify)
-            failures = failed_checks(inspection, check=check, strict=strict, expect=expect)
+            failures = failed_checks(inspection, check=check, strict=strict, expect=wanted)
             if diff is not None:
                 changes = differences(inspection, inspect(read_checkpoint(diff)))
                 show_changes(changes, model, diff, as_json=as_json)
@@ -94,10 +101,11 @@ def inspect_command(
                 terminal.show_failures(model, failures)
                 status = max(status, CheckFailed.exit_status)
         except RopeError as error:
-            if len(models) == 1:
+            if isinstance(error, BadCheckpoint):
                 error.findings = broken_findings(model)
+            if len(models) == 1:
                 raise
-            terminal.show_error(error, as_json=as_json, findings=broken_findings(model))
+            terminal.show_error(error, as_json=as_json, findings=error.findings)
             status = max(status, error.exit_status)
     if status:
         raise typer.Exit(status)

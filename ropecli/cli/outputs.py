@@ -14,9 +14,11 @@ from ropecli.errors import BadUsage, NoResource, OutputExists
 def _check_output_file(output: Path, *, force: bool) -> None:
     """Refuse a file that cannot be written, or is there already. Raises BadUsage, OutputExists and NoResource."""
     if not output.parent.is_dir():
-        raise BadUsage("the folder to write into does not exist", where=str(output.parent))
+        raise BadUsage(
+            "the folder to write into does not exist", where=str(output.parent), hint=f"mkdir -p {output.parent}"
+        )
     if output.is_dir():
-        raise BadUsage("expected a file, found a folder", where=str(output))
+        raise BadUsage("expected a file, found a folder", where=str(output), hint="name a file in it")
     if output.exists() and not output.is_file():
         raise BadUsage("is a device or a pipe, which is never replaced", where=str(output), hint="name a file")
     if output.exists() and not force:
@@ -38,7 +40,9 @@ def check_outputs(files: Mapping[str, Path | None], *, force: bool) -> None:
             problem = f"a figure is a .png or .svg file, found {suffix or 'no suffix'}"
             raise BadUsage(problem, where=str(path), hint="name it FILE.svg")
         if option == "--report" and suffix not in {".html", ".htm"}:
-            raise BadUsage(f"a report is an .html file, found {suffix or 'no suffix'}", where=str(path))
+            raise BadUsage(
+                f"a report is an .html file, found {suffix or 'no suffix'}", where=str(path), hint="name it FILE.html"
+            )
         if option in {"--plot", "--report"} and find_spec("matplotlib") is None:
             raise NoResource("drawing needs matplotlib", hint="pip install matplotlib")
     if len({path.resolve() for path in wanted.values()}) < len(wanted):

@@ -146,8 +146,7 @@ SHORT_TEXTS = Rule(
     title="YaRN also changes short texts",
     what="The scaling is static: it applies to texts of every length.",
     effect=(
-        "Texts within the original length are read with slowed pairs and another temperature, and usually a "
-        "little worse."
+        "Texts within the original length are read with the slowed pairs of long ones, and usually a little worse."
     ),
     fix=(
         "Choose the smallest factor that reaches the length you need. A model that was trained with its scaling "
@@ -312,7 +311,9 @@ def _short_texts(ctx: Context) -> Iterator[Finding]:
             told = f"{slowed} of {spec.pairs} pairs are slowed, by up to {spec.scaling.factor:g} times"
             layers = f"{rope.name}: " if rope.name != "default" else ""
             message = f"{layers}at every length, below {spec.original_length} tokens too, {told}"
-            yield SHORT_TEXTS.found(f"{message}, and cos and sin multiplied by {spec.scaling.attention_factor:.4g}")
+            m = spec.scaling.attention_factor
+            warmer = "" if math.isclose(m, 1.0) else f", and cos and sin multiplied by {m:.4g}"
+            yield SHORT_TEXTS.found(message + warmer)
 
 
 def _mrope(ctx: Context) -> Iterator[Finding]:

@@ -29,12 +29,22 @@ USAGE: Mapping[str, str] = {
 """Where the line goes, in words."""
 
 
+ROW_NAMES: Mapping[str, str] = {"mlx": "mlx-lm"}
+"""Name on the command line → that of the runtime's row, where they differ; --emit and --for take both."""
+
+
 def emit(name: str, serving: Serving) -> str:
     """One line without its end: words quoted for a POSIX shell, or a JSON object for the runtimes in `BARE`.
 
     Raises BadUsage for an unknown runtime, and for what the runtime cannot do.
     """
+    name = flag_name(name)
     if name not in FLAGS:
         raise BadUsage(f"unknown {name!r}", where=WHERE, hint=f"known: {', '.join(FLAGS)}")
     words = FLAGS[name](serving)
     return words[0] if name in BARE else shlex.join(words)
+
+
+def flag_name(name: str) -> str:
+    """The name in `FLAGS` of a runtime that may be called as its row is."""
+    return next((flag for flag, row in ROW_NAMES.items() if row == name), name)
