@@ -163,7 +163,7 @@ def layered_changes(
     if "rope_scaling" in text and (schema == "v5" or "rope_scaling" in nested):
         changes["rope_scaling"] = ABSENT
     elif schema != "v5" and (flat or not parameters):
-        changes |= _older_keys(text, ropes, intent)
+        changes |= _older_keys(text, ropes, intent, schema)
         if changes.get("rope_scaling") and not _scaled_by(str(text.get("model_type"))) <= set(intent):
             if schema == "v4":
                 raise BadUsage(
@@ -209,14 +209,19 @@ def _nested(spec: RopeSpec, old: object) -> dict[str, Any]:
     return {"rope_theta": written_theta(spec)} | (scaling_dict(spec) or {"rope_type": "default"}) | kept
 
 
-def _older_keys(text: Mapping[str, Any], ropes: Sequence[LayerRope], intent: Mapping[str, RopeSpec]) -> dict[str, Any]:
+def _older_keys(
+    text: Mapping[str, Any], ropes: Sequence[LayerRope], intent: Mapping[str, RopeSpec], schema: Schema
+) -> dict[str, Any]:
+    """The one `rope_scaling` and its base; none where it would say less than the newer keys beside it."""
     scaled = [rope for rope in ropes if rope.name in intent and rope.spec != intent[rope.name]]
     if any(rope.sliding_window is not None for rope in scaled):
-        raise BadUsage(
-            "rope_scaling reaches the full-attention layers alone",
-            where="--layers",
-            hint="use --layers full, or --schema v5",
-        )
+        if schema == "v4":
+            raise BadUsage(
+                "rope_scaling reaches the full-attention layers alone",
+                where="--layers",
+                hint="use --layers full, or --schema both",
+            )
+        return {"rope_scaling": ABSENT}
     changes: dict[str, Any] = {}
     for rope in scaled:
         changes["rope_scaling"] = scaling_dict(intent[rope.name])

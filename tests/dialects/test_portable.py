@@ -502,6 +502,19 @@ def test_older_keys_reach_the_full_attention_layers_alone(config, module, full, 
     assert layered(written, {"full_attention": spec}, schema) == written
 
 
+@pytest.mark.parametrize("schema", ["both", "v5"])
+@pytest.mark.parametrize(
+    "older", [{}, {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}], ids=["plain", "scaled"]
+)
+def test_scaled_sliding_layers_are_said_by_the_newer_keys_alone(older, schema, tmp_path):
+    """The one `rope_scaling` of the older keys cannot say them; half beside the whole would contradict it."""
+    intent = {"full_attention": grown(FULL, FAMILIES["yarn"]), "sliding_attention": grown(SLIDING, FAMILIES["yarn"])}
+    written = layered(OLDER_GEMMA | older, intent, schema)
+    assert "rope_scaling" not in written
+    check_layers(written, intent, tmp_path, Gemma3RotaryEmbedding)
+    assert layered(written, intent, schema) == written
+
+
 def test_a_new_base_goes_where_the_old_one_stood(tmp_path):
     """NTK-aware scaling of Gemma-3's full layers changes `rope_theta` and not `rope_local_base_freq`."""
     spec = grown(FULL, FAMILIES["ntk"])
@@ -534,7 +547,7 @@ def test_odd_places_of_nested_parameters_become_the_usual_one(config, schema, tm
         (OLDER_GEMMA | {"rope_theta": [1e4, 1e6]}, {"full_attention": FULL}, "both"),
         (NESTED, {"full_attention": grown(FULL, FAMILIES["yarn"])}, "v4"),
         (NESTED, {"full_attention": grown(FULL, FAMILIES["yarn-unrounded"])}, "both"),
-        (OLDER_GEMMA, {"sliding_attention": grown(SLIDING, FAMILIES["yarn"])}, "both"),
+        (OLDER_GEMMA, {"sliding_attention": grown(SLIDING, FAMILIES["yarn"])}, "v4"),
     ],
     ids=["a base for each layer", "older schema of nested", "unrounded in nested", "older keys for sliding layers"],
 )
