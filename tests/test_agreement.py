@@ -31,7 +31,7 @@ from ropecli.inspection import runtime_rows, with_text
 from ropecli.runtimes import RUNTIMES, Runtime
 from ropecli.runtimes.emit import emit
 from ropecli.runtimes.serving import Serving
-from ropecli.spec import Dynamic, Linear, Ntk, Plain, RopeSpec, Scaling, Yarn
+from ropecli.spec import Dynamic, Linear, Longrope, Ntk, Plain, RopeSpec, Scaling, Yarn
 
 YARN_READERS = {
     "transformers",
@@ -215,16 +215,21 @@ def test_a_runtime_has_all_that_it_needs_in_a_config_for_it_alone(runtime: Runti
     assert runtime.temperature <= set(portable.TEMPERATURE)
 
 
-@pytest.mark.parametrize("scaling", [Dynamic(4.0), Linear(4.0), Linear(0.5)], ids=str)
+@pytest.mark.parametrize(
+    "scaling",
+    [Dynamic(4.0), Linear(4.0), Linear(0.5), Longrope(4.0, (1.0,) * 32, (2.0,) * 32, 1.2, 1.0)],
+    ids=lambda scaling: f"{scaling.rope_type} {scaling.factor:g}",
+)
 def test_longrope_carries_the_frequencies_of_the_longest_text(scaling: Scaling) -> None:
     """Where the frequencies follow the length it is the served one that counts; no list extends by less than 1."""
     spec = RopeSpec(1e4, 64, 64, 4096, round(4096 * scaling.factor), scaling)
     carried = as_longrope(spec)
-    wanted = frequencies(spec, spec.max_length).inv_freq
+    wanted = frequencies(spec, spec.max_length)
     assert {frequencies(carried, length).inv_freq for length in (1, 2 * spec.max_length)} == {
         frequencies(carried).inv_freq
     }
-    assert frequencies(carried).inv_freq == pytest.approx(wanted, rel=1e-12)
+    assert frequencies(carried).inv_freq == pytest.approx(wanted.inv_freq, rel=1e-12)
+    assert carried.scaling.attention_factor == wanted.attention_factor
     assert carried.scaling.factor == max(scaling.factor, 1.0)
 
 

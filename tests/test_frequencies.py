@@ -696,6 +696,10 @@ def test_llama3_bounds_that_are_equal_are_a_step():
     spec = RopeSpec(500000.0, 128, 128, 8192, 131072, Llama3(16.0, 1.0, 1.0))
     for w, now in zip(base_frequencies(500000.0, 128), frequencies(spec).inv_freq, strict=True):
         assert now == pytest.approx(w / 16 if 8192 * w / (2 * math.pi) < 1 else w)
+    own = rotations(1.0, 8192)
+    at_its_own_turns = RopeSpec(500000.0, 128, 128, 8192, 131072, Llama3(16.0, own, own))
+    first, second, *_ = zip(base_frequencies(500000.0, 128), frequencies(at_its_own_turns).inv_freq, strict=True)
+    assert (first[1], second[1]) == (1.0, second[0] / 16), "the pair on the step is kept"
 
 
 def test_the_largest_difference_counts_what_turns():
