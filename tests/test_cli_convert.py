@@ -192,6 +192,16 @@ def test_all_layer_types_at_once(length, run, tmp_path):
     assert [rope.spec.scaling.factor for rope in read_checkpoint(str(tmp_path / "out")).ropes] == [4.0, 4.0]
 
 
+def test_a_checkpoint_does_not_go_to_standard_output(run, checkpoint, tmp_path, monkeypatch):
+    """No folder is named - by somebody who meant a pipe."""
+    monkeypatch.chdir(tmp_path)
+    before = list(tmp_path.iterdir())
+    status, out, err = run("convert", checkpoint, "-o", "-", *YARN)
+    assert (status, out) == (2, "")
+    assert "--output: a checkpoint does not go to standard output" in err
+    assert list(tmp_path.iterdir()) == before
+
+
 GEMMA = {
     "model_type": "gemma3_text",
     "hidden_size": 64,

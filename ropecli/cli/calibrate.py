@@ -79,7 +79,7 @@ def calibrate_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the split into search and held-out documents.")] = 0,
     text_field: options.TextField = "text",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Calibration file; without it, standard output.")
+        Path | None, typer.Option("--output", "-o", help="Calibration file; without it, or as -, standard output.")
     ] = None,
     report: options.Report = None,
     plot: Annotated[
@@ -118,6 +118,7 @@ def calibrate_command(
     m that were found. The calibration file then serves the largest factor; the others are under `fits`.
     """
     del debug
+    output = None if output == Path("-") else output
     loading.refuse_standard_input([model])
     quiet = quiet or not loading.speaks()
     results = _Results(output, report, plot, force=force, as_json=as_json, quiet=quiet)

@@ -267,6 +267,8 @@ def _refuse_contradictions(deed: _Deed, calibration: str | None, rope_type: str 
         raise BadUsage("give one of --output and --in-place")
     if deed.output is None and not deed.dry_run and not deed.in_place and emit is None:
         raise BadUsage("give the new folder", where="--output", hint="or --dry-run to see what would be written")
+    if deed.output == Path("-"):
+        raise BadUsage("a checkpoint does not go to standard output", where="--output", hint="name a folder or a file")
 
 
 def _show_plan(conversion: "Conversion", others: Sequence["Disagreement"], deed: _Deed, weights: str) -> None:

@@ -788,6 +788,17 @@ def test_the_optimizers_are_those_of_the_search() -> None:
     assert ("auto", *METHODS) == OPTIMIZERS
 
 
+def test_a_dash_is_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for most tools; no file of that name, and no scores beside it."""
+    texts = data(2)
+    monkeypatch.chdir(tmp_path)
+    assert status("calibrate", str(TINY), *texts, *SMALL, "--max-evals", "1", "-o", "-") == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "ropecli.calibration"
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_earlier_file_goes_with_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--from` draws; with what a search needs it is refused, and nothing is drawn."""
     for option in (["--resume"], ["--plan-only"], ["--factor", "2"], ["--original-length", "64"]):
