@@ -116,12 +116,13 @@ def test_the_demo_in_the_readme_is_the_demo() -> None:
     assert shown == [line.replace("$work", "build/demo") for line in run]
 
 
-def test_the_table_of_smollm2_is_that_of_its_calibration_file() -> None:
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-temperature"])
+def test_the_table_of_smollm2_is_that_of_its_calibration_file(name: str) -> None:
     """The command beside it prints it, from a file that is in the repository."""
-    command = "benchmarks/methods_table.py examples/smollm2.json"
+    command = f"benchmarks/methods_table.py examples/{name}.json"
     assert f"`python {command}`" in README
     printed = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert README.partition("<!-- smollm2 -->\n")[2].partition("<!-- /smollm2 -->")[0] == printed.stdout
+    assert README.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0] == printed.stdout
 
 
 def test_every_module_is_in_the_annotated_tree() -> None:
