@@ -125,7 +125,8 @@ def yarns(draw: st.DrawFn) -> RopeSpec:
         fast, slow = snapped_betas(spec, low, high)
     else:
         slow = draw(st.floats(0.01, 50))
-        fast = slow * draw(st.floats(1.01, 200))
+        # a ramp that is narrower still is beyond the float32 in which transformers computes it
+        fast = slow * draw(st.floats(1.1, 200))
     assume(slow > 1e-20 and fast < 1e20)
     return grown(spec, Yarn(factor, draw(TEMPERATURES), fast, slow, truncate=draw(st.booleans())))
 
