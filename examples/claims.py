@@ -1,11 +1,12 @@
-"""What the field says about methods of extension, put to the test on one model without fine-tuning.
+r"""What the field says about methods of extension, put to the test on one model without fine-tuning.
 
     python examples/claims.py examples/tiny --data examples/text/heldout > examples/claims.md
 
 For a real model, after examples/smollm2.sh (hours on two cores):
 
     cache=~/.cache/ropecli/smollm2
-    python examples/claims.py $cache/model --data $cache/text --factors 2 --documents 8 --journal $cache/claims.journal
+    python examples/claims.py $cache/model --data $cache/text --factors 2 --documents 8 --journal $cache/claims.journal \
+        > examples/claims-smollm2.md
 
 Prints Markdown: each claim, at each factor, as a difference in nats a token, paired by document, with 95 % intervals.
 """
@@ -108,9 +109,8 @@ def main() -> None:
     identity = {"data": [source.sha256 for source in prepared.sources], "model": given.model}
     journal = Journal(given.journal, identity, resume=True)
     print("# The field's claims, on one model\n")
-    print(
-        f"Printed by `python examples/claims.py {' '.join(sys.argv[1:])}`; L = {prepared.plain.original_length} tokens."
-    )
+    typed = " ".join(sys.argv[1:]).replace(str(Path.home()), "~")
+    print(f"Printed by `python examples/claims.py {typed}`; L = {prepared.plain.original_length} tokens.")
     print("Differences are nats a token, the first method less the second, paired by document, with 95 % intervals; no")
     print("fine-tuning. Texts up to L are the first L tokens of each window, scored as texts of their own with the")
     print("embedding that serves the long ones.\n")
