@@ -5,8 +5,8 @@ r"""What the field says about methods of extension, put to the test on one model
 For a real model, after examples/smollm2.sh (hours on two cores):
 
     cache=~/.cache/ropecli/smollm2
-    python examples/claims.py $cache/model --data $cache/text --factors 2 --documents 8 --journal $cache/claims.journal \
-        > examples/claims-smollm2.md
+    python examples/claims.py $cache/model --data $cache/text --factors 2 --documents 8 \
+        --journal $cache/claims.journal > examples/claims-smollm2.md
 
 Prints Markdown: each claim, at each factor, as a difference in nats a token, paired by document, with 95 % intervals.
 """

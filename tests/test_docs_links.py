@@ -17,6 +17,7 @@ ELSEWHERE = {
     *("--yarn-beta-fast", "--yarn-beta-slow"),
     *("--factors", "--seeds", "--slow-seeds", "--lengths", "--runs", "--ways", "--parts", "--measure"),  # benchmarks
     *("--kills", "--calibrations"),  # tests/faults
+    "--journal",  # examples/claims.py
 }
 """Options of other programs that the pages name."""
 
