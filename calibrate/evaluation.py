@@ -105,10 +105,15 @@ def _calibrated(path: str, spec: RopeSpec) -> RopeSpec:
         raise error.at(path) from None
 
 
+def is_file(method: str) -> bool:
+    """Whether a method is a calibration FILE.json, and no name."""
+    return method.endswith(".json")
+
+
 def _spec_of(name: str, plain: RopeSpec, factor: float, length: int) -> RopeSpec:
     if name == "dynamic":
         return replace(plain, scaling=Dynamic(1.0), max_length=max(length, plain.original_length))
-    if name.endswith(".json"):
+    if is_file(name):
         return _calibrated(name, plain)
     if name not in METHODS:
         known = ", ".join((AS_IS, *METHODS))
@@ -272,10 +277,9 @@ def _served(request: Request, original: int) -> Iterator[int]:
     """Lengths that the methods are for, where they say it: by --factor, or in a calibration file."""
     if request.factor is not None:
         yield round(request.factor * original)
-    for name in request.methods:
-        if name.endswith(".json"):
-            found = read_calibration(calibration_text(name), name)
-            yield round(found.original_length * found.scaling.factor)
+    for path in filter(is_file, request.methods):
+        found = read_calibration(calibration_text(path), path)
+        yield round(found.original_length * found.scaling.factor)
 
 
 def wanted_lengths(request: Request, checkpoint: Checkpoint) -> tuple[tuple[int, ...], int]:

@@ -17,7 +17,21 @@ import typer
 from ropecli.checkpoint import read_checkpoint
 from ropecli.cli import app, main
 from ropecli.frequencies import base_frequencies, frequencies, snapped_betas
-from ropecli.spec import NtkByParts, RopeSpec, Yarn
+from ropecli.inspection import OF_LAYERS, rope_to_json
+from ropecli.spec import (
+    SCALINGS,
+    Dynamic,
+    LayerRope,
+    Linear,
+    Llama3,
+    Longrope,
+    Ntk,
+    NtkByParts,
+    Plain,
+    Proportional,
+    RopeSpec,
+    Yarn,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 SPEC = RopeSpec(10000.0, 32, 32, 128, 512)
@@ -761,6 +775,23 @@ def test_expectations_decide_the_exit_status(run, checkpoint):
 def test_what_inspect_shows_can_be_expected(run, yarn_config, expectation):
     """Names and numbers as the table and the JSON have them, 1.1386 for the temperature too."""
     assert run("inspect", yarn_config, "--expect", expectation)[0] == 0
+
+
+def test_whatever_the_json_shows_can_be_expected():
+    """The keys of --expect are those of a `rope` element and of the parameters of every scaling, lists left out."""
+    scalings = (
+        *(Plain(), Linear(4.0), Ntk(4.0), Dynamic(4.0), NtkByParts(4.0), Yarn.default(4.0), Llama3(8.0, 1.0, 4.0)),
+        *(Longrope(4.0, (1.0,) * 16, (2.0,) * 16, 1.1, 1.1), Proportional(4.0, 0.5)),
+    )
+    assert {type(scaling) for scaling in scalings} == set(SCALINGS.values())
+    shown = set()
+    for scaling in scalings:
+        data = rope_to_json(
+            LayerRope("default", 1, RopeSpec(10000.0, 32, 32, 128, 512, scaling), {}, sliding_window=64)
+        )
+        parts = data, data["parameters"]
+        shown |= {key for part in parts for key, value in part.items() if not isinstance(value, list | dict)}
+    assert shown == set(OF_LAYERS)
 
 
 @pytest.mark.parametrize(

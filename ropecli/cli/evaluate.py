@@ -202,8 +202,9 @@ def evaluate_command(
 def _say_where_models_differ(models: Sequence[str], methods: Sequence[str], *, quiet: bool) -> None:
     """A note on standard error for each calibration file that is measured on another model than its own."""
     from calibrate.calibration import read_calibration  # noqa: PLC0415
+    from calibrate.evaluation import is_file  # noqa: PLC0415
 
-    for path in (name for name in methods if name.endswith(".json")):
+    for path in filter(is_file, methods):
         text, where = intents.text_of(path)
         found = read_calibration(text, where)
         for model in models:

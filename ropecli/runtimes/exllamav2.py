@@ -61,7 +61,8 @@ def _yarn(scaling: Keys, base: RopeSpec, longest: int) -> Computed:
     if longest <= original:
         return plain(base), 1.0, (*notes, f"yarn is off: {longest} tokens are not more than the original {original}")
     inv_freq = index_ramp(base, factor, longest, truncate=True)
-    return inv_freq, 0.1 * math.log(factor) + 1, (*notes, "the ramp is computed for the extended length, or for -l")
+    notes = (*notes, "the ramp is computed for the extended length, or that of -l")
+    return inv_freq, 0.1 * math.log(factor) + 1, notes
 
 
 def _longrope(config: Keys, scaling: Keys, base: RopeSpec, longest: int) -> Computed:
