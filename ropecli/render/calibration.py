@@ -30,18 +30,21 @@ def show_cost(plan: "Plan") -> None:
     emit(f"{printable(plan.source)}: {size}\n")
     table = plain_table("factor", "window", "search", "held out", "passes", "one pass", "in all")
     for part in plan.factors:
-        search, held = (f"{part_.windows:,} × {part.length:,}" for part_ in (part.searched, part.held_out))
+        search, held = (_windows(text.windows) for text in (part.searched, part.held_out))
         flops = [_big(number, "FLOP") for number in (part.pass_flops, part.flops)]
-        table.add_row(f"{part.factor:g}", f"{part.length:,}", search, held, f"{part.passes:.1f}", *flops)
+        table.add_row(f"{part.factor:g}", f"{part.length:,} tokens", search, held, f"{part.passes:.1f}", *flops)
     emit_table(table)
     memory = plan.memory
     parts = [("weights", memory.weights), ("activations", memory.activations), ("logits", memory.logits)]
     parts += [("attention scores", memory.attention)] if memory.attention else []
     listed = ", ".join(f"{name} {_big(number, 'B')}" for name, number in parts)
-    at_once = f"{plan.windows_at_once} window{'s' if plan.windows_at_once > 1 else ''} at once"
-    emit(f"memory of a process: {_big(memory.total, 'B')}, {at_once}\n  {listed}\n")
+    emit(f"memory of a process: {_big(memory.total, 'B')}, {_windows(plan.windows_at_once)} at once\n  {listed}\n")
     if plan.hours is not None and plan.rate is not None:
         emit(f"time: {_hours(plan.hours)} of one process at {_big(plan.rate, 'FLOP/s')}, divided by their number\n")
+
+
+def _windows(number: int) -> str:
+    return f"{number:,} window{'s' if number > 1 else ''}"
 
 
 def _hours(hours: float) -> str:

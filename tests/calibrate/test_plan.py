@@ -69,7 +69,8 @@ def test_a_plan_for_people(config_alone: Path, capsys: pytest.CaptureFixture[str
     title, headings, *factors, memory, parts = lines
     assert title.endswith("config: 2.83 M parameters, bfloat16")
     assert headings.split() == ["factor", "window", "search", "held", "out", "passes", "one", "pass", "in", "all"]
-    assert [line.split()[0] for line in factors] == ["2", "1.5"]
+    assert [line.split()[:3] for line in factors] == [["2", "512", "tokens"], ["1.5", "384", "tokens"]]
+    assert all(line.split()[4] == line.split()[6] == "windows" for line in factors)
     assert max(map(len, lines[1:])) <= 80
     assert memory.startswith("memory of a process: ")
     assert parts.split()[::3] == ["weights", "activations", "logits"]
