@@ -2,15 +2,18 @@
 
     python benchmarks/score.py examples/tiny --lengths 1k,2k
     python benchmarks/score.py SmolLM2-135M-Instruct --lengths 2k,8k,16k
+    python benchmarks/score.py SmolLM2-135M-Instruct --lengths 8k,16k,64k --device cuda
 
-For one window of each length, on one thread: the scorer of `ropecli calibrate`; the bare backbone and its head
-on slices, as plain PyTorch; `model(ids, labels=ids).loss` of transformers; and the gradient to the rotary table. Each
-runs in a fresh process, in turns (A B C A B C …), and the least time counts: CPU seconds, so that a busy machine
-disturbs them little. The memory is that at the peak beyond what the process had with the model loaded (Linux). Nothing
-is asserted: whether a target is met is printed.
+For one window of each length: the scorer of `ropecli calibrate`; the bare backbone and its head on slices, as plain
+PyTorch; `model(ids, labels=ids).loss` of transformers; and the gradient to the rotary table. On a CPU each runs on one
+thread of a fresh process, in turns (A B C A B C …), and the least time counts: CPU seconds, so that a busy machine
+disturbs them little. The memory is that at the peak beyond what the process had with the model loaded (Linux). On a GPU
+one process runs them in the same turns, and a time is that between two looks at an idle GPU. Nothing is asserted:
+whether a target is met is printed.
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -46,7 +49,7 @@ def passes(source: str, loaded: LoadedModel, length: int) -> dict[str, Pass]:
     table = frequencies(method("none", plain, 2.0))
     model = loaded.model
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0)).to(loaded.device)
     document = Document("drawn", (tuple(ids[0].tolist()),))
     bands = Bands((1, length // 2, length))
     nats_of = scorer(loaded, rope.name, bands)
@@ -75,7 +78,7 @@ def passes(source: str, loaded: LoadedModel, length: int) -> dict[str, Pass]:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One pass: CPU seconds, nats, and bytes of memory with the model loaded and at most during the pass."""
+    """One pass: seconds, nats, and bytes of memory with the model loaded and at most during the pass."""
 
     seconds: float
     nats: float
@@ -97,6 +100,18 @@ def measure(source: str, name: str, length: int) -> Cost:
     return Cost(min(seconds), nats, before, _status("VmHWM"))
 
 
+def measure_on_gpu(source: str, loaded: LoadedModel, name: str, length: int) -> Cost:
+    """The same on the model's GPU, where nothing else may run."""
+    passes(source, loaded, 64)[name]()
+    way = passes(source, loaded, length)[name]
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, began = torch.cuda.memory_allocated(), time.perf_counter()
+    nats = way()
+    torch.cuda.synchronize()
+    return Cost(time.perf_counter() - began, nats, before, torch.cuda.max_memory_allocated())
+
+
 def _status(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
@@ -109,12 +124,12 @@ def in_its_own_process(source: str, name: str, length: int) -> Cost:
     return Cost(*json.loads(run.stdout))
 
 
-def report(source: str, length: int, ways: Sequence[str], runs: int) -> None:
+def report(source: str, length: int, ways: Sequence[str], runs: int, cost_of: Callable[[str, int], Cost]) -> None:
     """Print the table of one length and what it says of the targets."""
     found: dict[str, list[Cost]] = {name: [] for name in ways}
     for _ in range(runs):
         for name in ways:
-            found[name].append(in_its_own_process(source, name, length))
+            found[name].append(cost_of(name, length))
     took = {name: min(cost.seconds for cost in costs) for name, costs in found.items()}
     extra = {name: max(cost.most - cost.loaded for cost in costs) / 1e9 for name, costs in found.items()}
     print(f"\n{Path(source).name}, {length:,} tokens:\n")
@@ -147,6 +162,7 @@ def main() -> None:
     options.add_argument("--lengths", default="1k,2k")
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--ways", default=",".join(WAYS), help="default: %(default)s")
+    options.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
     options.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     given = options.parse_args()
     lengths = [_length(text) for text in given.lengths.split(",")]
@@ -155,8 +171,13 @@ def main() -> None:
         print(json.dumps(astuple(measure(given.model, given.measure, lengths[0]))))
         return
     ways = [name for name in WAYS if name in {SCORER, BARE, *given.ways.split(",")}]
+    cost_of = functools.partial(in_its_own_process, given.model)
+    if given.device != "cpu":
+        loaded = load(given.model, Settings(device=given.device))
+        cost_of = functools.partial(measure_on_gpu, given.model, loaded)
+        print(torch.cuda.get_device_name(loaded.device))
     for length in lengths:
-        report(given.model, length, ways, given.runs)
+        report(given.model, length, ways, given.runs, cost_of)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class Shape:
     active       numbers that one token is multiplied with, without the head: of experts those that it is sent to
     vocabulary   rows of the head
     hidden       width of the residual stream
-    widest       width of the widest thing inside of a layer, over all experts that a token is sent to
+    inside       numbers of a token that exist at once inside of a layer, over all experts that it is sent to: what the
+                 widest matrices of one module give, and what is made of it (gate, up and their product)
     attention    the kinds of attention; layers without one cost their matrices alone
     """
 
@@ -53,7 +54,7 @@ class Shape:
     active: int
     vocabulary: int
     hidden: int
-    widest: int
+    inside: int
     attention: tuple[AttentionKind, ...]
 
     @property
@@ -114,11 +115,11 @@ def scoring_memory(
     eager    whether attention keeps whole matrices of scores, in float32 for the softmax, as `eager` does; sdpa and
              flash keep none
 
-    Inside of a layer the stream exists three times: as it came, normed, and as the layer's result.
+    Inside of a layer the stream exists four times: as the embedding gave it, as it came to the layer, after attention,
+    and normed (transformers 5.24, Llama).
     """
     tokens = windows * length
-    inside = 2 * shape.widest / parts
-    activations = tokens * (3 * shape.hidden + inside) * width
+    activations = tokens * (4 * shape.hidden + shape.inside / parts) * width
     scores = windows * shape.heads / parts * length**2 * (width + 4) if eager else 0.0
     entries = min(chunk, tokens * shape.vocabulary)
     return Memory(shape.parameters * width / parts, activations, LOGITS_COPIES * entries * 4.0, scores)
@@ -150,19 +151,21 @@ def shape_of(model: Any) -> Shape:
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     head = model.get_output_embeddings().weight
     chosen = getattr(text, "num_experts_per_tok", None) or 1
-    active, widest = 0.0, 0
+    active, inside = 0.0, 0
+    rows: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         outside = parameter is head or id(parameter) in embeddings or sees_no_text(name)
         if parameter.ndim < 2 or outside:
             continue
         if ".experts." not in name:
             active += parameter.numel()
-            widest = max(widest, parameter.shape[0])
+            rows.setdefault(name.rsplit(".", 2)[0], []).append(parameter.shape[0])
         elif parameter.ndim == 3:
             active += parameter.numel() * chosen / parameter.shape[0]
-            widest = max(widest, chosen * max(parameter.shape[1:]) // 2)
+            inside = max(inside, chosen * max(parameter.shape[1:]))
         elif name.endswith("weight"):  # a module for each expert, as checkpoints with code of their own have it
             active += parameter.numel() * chosen / (getattr(text, "num_experts", None) or text.n_routed_experts)
-            widest = max(widest, chosen * parameter.shape[0])
+            inside = max(inside, 2 * chosen * parameter.shape[0])
+    inside = max(inside, *(max(of) * (1 + of.count(max(of))) for of in rows.values()))
     stored = sum(parameter.numel() for parameter in model.parameters())
-    return Shape(stored, round(active), head.shape[0], head.shape[1], widest, _attention(text))
+    return Shape(stored, round(active), head.shape[0], head.shape[1], inside, _attention(text))

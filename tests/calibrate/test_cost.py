@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from calibrate.cost import AttentionKind, Flops, Shape, scoring_memory, shape_of, window_flops
 
 LENGTH = 48
-PLAIN = Shape(1000, 600, 50, 8, 32, (AttentionKind(3, 2, 8),))
+PLAIN = Shape(1000, 600, 50, 8, 64, (AttentionKind(3, 2, 8),))
 
 
 def on_meta(configured: Any) -> Any:
@@ -60,7 +60,7 @@ def test_memory_by_rank() -> None:
     one = scoring_memory(PLAIN, 100, width=2, windows=2, chunk=1000)
     two = scoring_memory(PLAIN, 100, width=2, windows=2, chunk=1000, parts=2)
     assert (one.weights, two.weights) == (2000, 1000)
-    assert (one.activations, two.activations) == (200 * (24 + 64) * 2, 200 * (24 + 32) * 2)
+    assert (one.activations, two.activations) == (200 * (32 + 64) * 2, 200 * (32 + 32) * 2)
     assert one.logits == two.logits == 12_000
     assert (one.attention, two.attention) == (0, 0)
     assert scoring_memory(PLAIN, 100, width=2, windows=2, chunk=1000, eager=True).attention == 2 * 2 * 100**2 * 6
