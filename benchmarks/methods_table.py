@@ -46,12 +46,20 @@ def interval(delta: float, ci95: list[float]) -> str:
 
 def last_label(result: dict[str, Any]) -> str:
     """What the line of the result is called."""
-    return "calibrated" if result["decision"] == "calibrated" else "search result (default kept)"
+    if result["decision"] != "calibrated":
+        return "search result (default kept)"
+    return "calibrated, divisors" if result["rope"]["rope_type"] == "longrope" else "calibrated"
 
 
 def held_out_check(result: dict[str, Any]) -> list[str]:
-    """The Markdown rows of a calibration file for one factor."""
-    checks = {check["positions"]: check for check in result["validation"]}
+    """The Markdown rows of a calibration file."""
+    fits = result.get("fits") or [result]
+    return [line for fit in fits for line in _of_one_factor(result["validation"], fit)]
+
+
+def _of_one_factor(validation: list[dict[str, Any]], fit: dict[str, Any]) -> list[str]:
+    factor = fit["rope"].get("factor")
+    checks = {check["positions"]: check for check in validation if factor in (check["factor"], None)}
     within, beyond = checks["within"], checks["beyond"]
     factor = beyond["factor"]
     rows = []
@@ -62,8 +70,8 @@ def held_out_check(result: dict[str, Any]) -> list[str]:
             change = interval(**beyond["differences"][name])
             rows.append(row(factor, label, (within["baselines"][name], beyond["baselines"][name]), change))
     gain = interval(beyond["delta"], beyond["ci95"])
-    cost = f"{result['cost']['forward_equivalents']:.1f}"
-    return [*rows, row(factor, last_label(result), (within["nll"], beyond["nll"]), gain, cost)]
+    cost = f"{fit['cost']['forward_equivalents']:.1f}"
+    return [*rows, row(factor, last_label(fit), (within["nll"], beyond["nll"]), gain, cost)]
 
 
 def measure(model: str, factor: float, calibration: str, held_out: str, documents: int | None) -> list[str]:
@@ -92,7 +100,7 @@ def measure(model: str, factor: float, calibration: str, held_out: str, document
 def main() -> None:
     """Print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("model", help="a checkpoint, or a calibration file for one factor")
+    options.add_argument("model", help="a checkpoint, or a calibration file")
     options.add_argument("--factors", default="2,4,8")
     options.add_argument("--calibration", default="examples/text/calibration")
     options.add_argument("--held-out", default="examples/text/heldout")

@@ -3,13 +3,14 @@
     python benchmarks/score.py examples/tiny --lengths 1k,2k
     python benchmarks/score.py SmolLM2-135M-Instruct --lengths 2k,8k,16k
     python benchmarks/score.py SmolLM2-135M-Instruct --lengths 8k,16k,64k --device cuda
+    python benchmarks/score.py SmolLM2-135M-Instruct --lengths 1k,4k --at-once 8k,16k,32k,64k,128k --device cuda
 
 For one window of each length: the scorer of `ropecli calibrate`; the bare backbone and its head on slices, as plain
 PyTorch; `model(ids, labels=ids).loss` of transformers; and the gradient to the rotary table. On a CPU each runs on one
 thread of a fresh process, in turns (A B C A B C …), and the least time counts: CPU seconds, so that a busy machine
 disturbs them little. The memory is that at the peak beyond what the process had with the model loaded (Linux). On a GPU
-one process runs them in the same turns, and a time is that between two looks at an idle GPU. Nothing is asserted:
-whether a target is met is printed.
+one process runs them in the same turns, and a time is that between two looks at an idle GPU. With --at-once: the scorer
+alone, on 128k tokens, with so many of them in a batch. Nothing is asserted: whether a target is met is printed.
 """
 
 import argparse
@@ -21,9 +22,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from calibrate import score
 from calibrate.corpus import Document
 from calibrate.fit import scorer
 from calibrate.gradient import slope
@@ -38,6 +41,8 @@ SCORER, BARE, TRANSFORMERS, GRADIENT = WAYS = ("scorer", "backbone and head", "m
 SPEED, SLOPE, GIGABYTES = 0.95, 3.0, 0.5
 REPEATED = 2**13
 """Tokens that are enough for a time."""
+MANY = 2**17
+"""Tokens that are enough for a time on a GPU, in batches."""
 
 Pass = Callable[[], float]
 """One pass over the window; nats, so that all four can be seen to do the same work."""
@@ -147,6 +152,20 @@ def report(source: str, length: int, ways: Sequence[str], runs: int, cost_of: Ca
     print(f"- memory of the scorer beyond the model: {extra[SCORER]:.2f} GB (target {GIGABYTES}): {met}", flush=True)
 
 
+def batches(loaded: LoadedModel, length: int, at_once: Sequence[int]) -> None:
+    """Print how fast the scorer is with so many tokens in a batch."""
+    vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+    drawn = torch.randint(vocabulary, (MANY // length, length), generator=torch.Generator().manual_seed(0))
+    documents = [Document(str(index), (tuple(window.tolist()),)) for index, window in enumerate(drawn)]
+    for tokens in at_once:
+        with mock.patch.object(score, "windows_at_once", lambda *_, count=tokens // length: count):
+            score.nats_by_band(loaded, documents, Bands((1, length)))
+            began = time.perf_counter()
+            score.nats_by_band(loaded, documents, Bands((1, length)))  # whose result is on the CPU
+        seconds = time.perf_counter() - began
+        print(f"| {length:,} | {tokens:,} | {MANY / seconds:,.0f} |", flush=True)
+
+
 def _word(met: bool) -> str:
     return "met" if met else "missed"
 
@@ -163,6 +182,7 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--ways", default=",".join(WAYS), help="default: %(default)s")
     options.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
+    options.add_argument("--at-once", help="tokens in a batch, of the scorer alone")
     options.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     given = options.parse_args()
     lengths = [_length(text) for text in given.lengths.split(",")]
@@ -172,6 +192,12 @@ def main() -> None:
         return
     ways = [name for name in WAYS if name in {SCORER, BARE, *given.ways.split(",")}]
     cost_of = functools.partial(in_its_own_process, given.model)
+    if given.at_once:
+        print("| tokens of a window | tokens at once | tokens a second |\n| --- | --- | --- |")
+        loaded = load(given.model, Settings(device=given.device))
+        for length in lengths:
+            batches(loaded, length, [_length(text) for text in given.at_once.split(",")])
+        return
     if given.device != "cpu":
         loaded = load(given.model, Settings(device=given.device))
         cost_of = functools.partial(measure_on_gpu, given.model, loaded)

@@ -6,10 +6,11 @@
 
 At each factor, on the same documents and from the same start, default YaRN: `ropecli calibrate`'s own search, the
 optimisers of scipy as `--optimizer` runs them, TPE with a pruner (optuna), LongRoPE's genetic search, every cell of the
-lattice (the truth), and `--tune factors`. The cost is counted in forward equivalents: one is a pass over all calibration documents,
-a gradient is three. A seed draws 12 of the 24 calibration documents and seeds the search; the other 12, and those of
-the held-out folder, are held out. Every score is kept in --folder, so a run that was cut off goes on where it was.
-Without the truth the best of all searches stands in for it. Nothing is asserted: whether a target is met is printed.
+lattice (the truth), and `--tune factors`. The cost is counted in forward equivalents: one is a pass over all
+calibration documents, a gradient is three. A seed draws 12 of the 24 calibration documents and seeds the search; the
+other 12, and those of the held-out folder, are held out. Every score is kept in --folder, so a run that was cut off
+goes on where it was. Without the truth the best of all searches stands in for it. Nothing is asserted: whether a target
+is met is printed.
 """
 
 import argparse
@@ -314,8 +315,9 @@ def near_truth(results: dict[str, dict[int, Result]]) -> str:
     above = [result.loss - least(results, seed) for seed, result in results[OWN].items()]
     cost = [result.outcome.passes for result in results[OWN].values()]
     gap, passes = statistics.median(above), statistics.median(cost)
+    reference = "truth" if TRUTH in results else "best"
     return (
-        f"- within {WITHIN:g} nats of the {'truth' if TRUTH in results else 'best'} in at most {AT_MOST} forward equivalents: "
+        f"- within {WITHIN:g} nats of the {reference} in at most {AT_MOST} forward equivalents: "
         f"{_word(gap <= WITHIN and passes <= AT_MOST)}; {gap:+.4f} in {passes:.1f} (medians), "
         f"{max(above):+.4f} and {max(cost):.1f} at worst"
     )
@@ -369,9 +371,9 @@ def main() -> None:
     options.add_argument("--first-seed", type=int, default=0, help="so that processes can share the draws")
     options.add_argument("--slow-seeds", type=int, help=f"draws for {' and '.join(SLOW)}; default: as many")
     options.add_argument("--documents", type=int, default=12, help="calibration documents of a draw")
-    options.add_argument("--searches", default=",".join(RIVALS), help=f"beside {OWN} and the truth; default: %(default)s")
+    options.add_argument("--searches", default=",".join(RIVALS), help=f"beside {OWN}; default: %(default)s")
     options.add_argument("--device", default="cpu", help="default: %(default)s")
-    options.add_argument("--at-once", type=int, default=1, help="documents; one gives a document one score in all draws")
+    options.add_argument("--at-once", type=int, default=1, help="documents; with one its score is that in all draws")
     options.add_argument("--data", action="append", help=f"the first is drawn from; default: {' '.join(DATA)}")
     options.add_argument("--truth", action=argparse.BooleanOptionalAction, default=True)
     options.add_argument("--folder", type=Path, default=Path("build/search_cost"), help="where scores are kept")
@@ -396,8 +398,9 @@ def main() -> None:
         with contextlib.closing(journal):
             nats_of = journal.remembering(scorer(prepared.loaded, prepared.layer, task.bands), given.at_once)
             slope_of = journal.remembering_slopes(functools.partial(slope, prepared.loaded, prepared.layer), 1)
+            drawn = functools.partial(draw, task.corpus.documents, data[0], given.documents)
             problems = [
-                Problem(prepared, task, nats_of, slope_of, seed, *draw(task.corpus.documents, data[0], given.documents, seed))
+                Problem(prepared, task, nats_of, slope_of, seed, *drawn(seed))
                 for seed in range(given.first_seed, given.first_seed + given.seeds)
             ]
             results = {

@@ -172,15 +172,15 @@ def page() -> str:
     """The whole page."""
     measured, on_gpu = (json.loads(path.read_text("utf-8")) for path in (MEASURED, MEASURED_ON_GPU))
     passes, longest = measured["passes"], on_gpu["windows"][-1]
-    rate = longest["flops"] / longest["seconds"]
+    rate, gpu = longest["flops"] / longest["seconds"], on_gpu["machine"].partition(",")[0]
     return f"""{HEAD}
 ## 8B to 480B at 32k to 1M
 
 {DOCUMENTS} documents for the search and {DOCUMENTS} for the held-out check, a window each, in bfloat16, `--tune yarn`.
 One pass is a forward pass over the {DOCUMENTS} windows of the search; the held-out check adds {TABLES}
-passes. GPU-hours are at {rate / 1e12:.0f} TFLOP/s, which is what the {longest["checkpoint"]} model's window of
-{longest["length"]:,} tokens ran at on one {on_gpu["machine"].partition(",")[0]} (below); several GPUs were not measured. Divide by
-the number of GPUs for the time. Memory is that of each GPU when one holds the whole model, or {PARTS} hold it
+passes. GPU-hours are at {rate / 1e12:.0f} TFLOP/s, at which a window of {longest["length"]:,} tokens of the first model
+was scored on one {gpu} (below); several GPUs were not measured. Divide by the number of GPUs for the
+time. Memory is that of each GPU when one holds the whole model, or {PARTS} hold it
 together (`--tensor-parallel {PARTS}`), and score one window at a time, with attention that keeps no scores (sdpa,
 flash).
 

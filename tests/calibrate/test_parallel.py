@@ -208,12 +208,13 @@ def scenes(in_parts: Path, folder: Path) -> dict[str, Any]:
         "device map": {"size": 2, "arguments": [*tiny, *data(1), *short, "--device-map", "auto"]},
         "no such option": {"size": 2, "arguments": [*tiny, "--dada", "x"]},
     }
-    # what the command line sets for the libraries, which are imported before it runs
-    quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # what the command line sets for the libraries, which are imported before it runs; ranks would share one GPU badly
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = os.environ | quiet | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "ranks.py")],
         input=json.dumps(scenes),
-        env=quiet,
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
@@ -227,7 +228,7 @@ def scenes(in_parts: Path, folder: Path) -> dict[str, Any]:
 def test_ranks_evaluate_as_one_process(scene: str, scenes: dict[str, Any], in_parts: Path) -> None:
     """Windows that do not divide by the ranks; a model in two parts; two copies of one: each row to 1e-6."""
     folder, count = (TINY, 5) if scene == "three" else (in_parts, 3)
-    request = evaluation.Request((str(folder),), tuple(TEXTS[:count]), (64, 384), METHODS, windows=1)
+    request = evaluation.Request((str(folder),), tuple(TEXTS[:count]), (64, 384), METHODS, windows=1, settings=CPU)
     rows = evaluation.evaluate(request, lambda _: None)
     assert set(scenes[scene]["statuses"]) == {0}, scenes[scene]["err"]
     found = [json.loads(line) for line in scenes[scene]["out"]]
