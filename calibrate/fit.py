@@ -173,7 +173,9 @@ def peak_memory(device: torch.device) -> int:
     return -(-found // MEMORY_STEP) * MEMORY_STEP
 
 
-def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, complete: bool) -> tuple[str, ...]:
+def _notes(
+    corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, *, raced: bool, complete: bool
+) -> tuple[str, ...]:
     notes = list(corpus.notes)
     if loaded.dequantised:
         notes.append(
@@ -182,7 +184,7 @@ def _notes(corpus: Corpus, loaded: LoadedModel, space: Space, point: Point, comp
         )
     if loaded.bos is not None:
         notes.append("every window starts with the tokenizer's beginning-of-sequence token")
-    bounds = space.on_bounds(point)
+    bounds = space.on_bounds(point, raced=raced)
     if bounds and point != space.default:
         notes.append(f"the best lies on the bound of the search for {', '.join(bounds)}")
     if not complete:
@@ -387,7 +389,8 @@ def judge(request: Request, prepared: Prepared, found: Found, journal: Journal, 
     """What the point that was found is worth on held-out documents, and the decision."""
     task, trials, space, objective = found.task, found.trials, found.task.space, prepared.objective
     spec = found.spec(prepared.plain)
-    notes = list(_notes(task.corpus, prepared.loaded, space, found.point, found.complete))
+    raced = request.optimizer == "auto"
+    notes = list(_notes(task.corpus, prepared.loaded, space, found.point, raced=raced, complete=found.complete))
     gradients, complete = 0, found.complete
     if request.tune == "factors" and complete:
         spec, gradients, complete, more = _finer(prepared, found, spec, journal, observer)

@@ -18,7 +18,8 @@ GUARD_WEIGHT = 10.0
 """Nats added to the objective for every nat by which the guard is broken."""
 
 FASTEST_TURNS, SLOWEST_TURNS = 256.0, 0.1
-"""The ramp's corners are searched between pairs that turn this often inside the original length."""
+"""The ramp's corners are searched between pairs that turn this often inside the original length. Where the best lies at
+the fast end, a race looks on, to the first pair: SmolLM2's best at s = 4 is there."""
 
 LOWEST_FACTOR, HEADROOM = 0.8, 0.35
 """The attention factor is searched from 0.8 to its default plus 0.35."""
@@ -55,7 +56,7 @@ class Space:
 
     @property
     def low_bounds(self) -> tuple[int, int]:
-        """Least and greatest `low`."""
+        """Least and greatest `low` of a sweep and of scipy's methods; a race may go below the least, to pair 0."""
         least = max(math.floor(self._corner(FASTEST_TURNS)), 0)
         return min(least, int(self.default.low)), max(self.high_bounds[1] - 1, least)
 
@@ -75,8 +76,8 @@ class Space:
         return corner(turns, self.spec.rope_theta, self.spec.rotary_dim, self.spec.original_length)
 
     def allows(self, low: int, high: int) -> bool:
-        """Whether the cell lies inside the bounds and is a ramp at all."""
-        in_low = self.low_bounds[0] <= low <= self.low_bounds[1]
+        """Whether the cell may be searched and is a ramp at all."""
+        in_low = 0 <= low <= self.low_bounds[1]
         return in_low and low < high and self.high_bounds[0] <= high <= self.high_bounds[1]
 
     def cells(self, step: int) -> Iterator[tuple[int, int]]:
@@ -104,13 +105,16 @@ class Space:
         beta_fast, beta_slow = snapped_betas(self.spec, low, high)
         return Yarn(self.factor, point.attention_factor, beta_fast, beta_slow)
 
-    def on_bounds(self, point: Point) -> tuple[str, ...]:
-        """Names of the parameters that lie on the edge of the search, so that a better one may lie outside."""
+    def on_bounds(self, point: Point, *, raced: bool) -> tuple[str, ...]:
+        """Names of the parameters that lie on the edge of the search, so that a better one may lie outside.
+
+        raced  whether the search was a race, for which the least `low` is no edge
+        """
         low, high = self.low_bounds, self.high_bounds
         least, greatest = self.factor_bounds
         reached = {
             # a corner at pair 0 is the end of the table, not a bound that was chosen
-            "beta_fast": point.low in (low[1],) or (point.low == low[0] and low[0] > 0),
+            "beta_fast": point.low == low[1] or (point.low == low[0] > 0 and not raced),
             "beta_slow": point.high in high and point.high < self.spec.rotary_dim - 1,
             "attention_factor": min(point.attention_factor - least, greatest - point.attention_factor) < AT_A_BOUND,
         }

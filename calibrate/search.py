@@ -73,7 +73,7 @@ def race_passes(space: Space, documents: int) -> float:
     sweep = sum(1 for _ in space.cells(coarse_step(space)))
     levels = math.ceil(math.log2(coarse_step(space)))
     neighbours = 1 + 5 * LEADERS + 5 * max(levels - 1, 0) + 9
-    some = sweep + few * (neighbours + WARM_TRIALS)
+    some = sweep + few * (neighbours + len(_faster(space)) + WARM_TRIALS)
     return some / documents + FINALISTS + 1 + POLISH_TRIALS
 
 
@@ -145,13 +145,24 @@ def _around(space: Space, point: Point, step: int, *, diagonal: bool) -> list[Po
     return [point._replace(low=low, high=high) for low, high in moved if space.allows(low, high)]
 
 
+def _faster(space: Space) -> list[int]:
+    """Pairs before the first that the sweep looks at, ever farther: half of them, a quarter, …, and pair 0."""
+    low = space.low_bounds[0]
+    pairs = []
+    while low > 0:
+        low //= 2
+        pairs.append(low)
+    return pairs
+
+
 def race(loss: Loss, space: Space, documents: int) -> Point:
     """The integer lattice of corners, coarse to fine, then the temperature, then the corners again at that temperature.
 
     The sweep runs on one document, the neighbours of its best on up to three, the last three on up to all; each time
-    whoever is surely behind is dropped (`Field`). Until the last look at the corners a cell has four neighbours: the
-    loss is smooth over steps of several pairs, and eight would make the search of a model with 64 pairs a third dearer
-    without a better end. The winner is then compared with default YaRN on all documents.
+    whoever is surely behind is dropped (`Field`). Where the best begins at the fastest pair of the sweep, faster ones
+    are looked at, too. Until the last look at the corners a cell has four neighbours: the loss is smooth over steps of
+    several pairs, and eight would make the search of a model with 64 pairs a third dearer without a better end. The
+    winner is then compared with default YaRN on all documents.
 
     Windows are scored whole, for short ones mislead. Over the 66 cells of the tiny model at s = 4, the loss beyond L
     correlates by −0.09 with that over [L, 1.25 L) and by 0.74 with that over [L, 2 L); a margin wide enough to keep the
@@ -167,6 +178,8 @@ def race(loss: Loss, space: Space, documents: int) -> Point:
         near = [start, *(cell for leader in leaders for cell in _around(space, leader, step, diagonal=False))]
         leaders = field.best(near, few, 1)
     warm = temperature(loss, space, leaders[0], few, trials=WARM_TRIALS)
+    if 0 < space.low_bounds[0] >= warm.low:
+        warm = field.best([warm, *(warm._replace(low=low) for low in _faster(space))], few, 1)[0]
     finalists = field.best(_around(space, warm, 1, diagonal=True), few, FINALISTS)
     winner = field.best(finalists, documents, 1)[0]
     best = _best(loss, [start, winner], documents, 1)[0]

@@ -45,16 +45,17 @@ def test_a_benchmark_prints_its_figures(name: str, tmp_path: Path) -> None:
 
 
 def test_the_table_of_a_calibration_file_is_its_held_out_check() -> None:
-    """Each method's perplexities and its difference from default YaRN, as they stand in the file."""
+    """For each of three factors, each method's perplexities and its difference from default YaRN, as in the file."""
     path = ROOT / "tests" / "report" / "calibration.json"
     command = [sys.executable, "benchmarks/methods_table.py", str(path)]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     beyond = json.loads(path.read_text("utf-8"))["validation"][-2]
-    assert (beyond["positions"], len(lines)) == ("beyond", 8)
+    assert (beyond["factor"], beyond["positions"], len(lines)) == (4, "beyond", 2 + 3 * 6)
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["2"] * 6 + ["3"] * 6 + ["4"] * 6
     ntk, delta = beyond["baselines"]["ntk"], beyond["differences"]["ntk"]["delta"]
-    assert f" {math.exp(ntk):.2f} | {delta:+.4f} (" in lines[4]
-    assert f" {beyond['default_ppl']:.2f} |  |  |" in lines[6]
-    assert f" {beyond['ppl']:.2f} | {beyond['delta']:+.4f} (" in lines[7]
+    assert f" {math.exp(ntk):.2f} | {delta:+.4f} (" in lines[16]
+    assert f" {beyond['default_ppl']:.2f} |  |  |" in lines[18]
+    assert f" {beyond['ppl']:.2f} | {beyond['delta']:+.4f} (" in lines[19]
 
 
 def test_the_genetic_search_stays_within_its_rules_and_goes_down() -> None:

@@ -16,6 +16,7 @@ ELSEWHERE = {
     *("--model-path", "--model", "--rope-freq-base", "--rope-freq-scale", "--max-model-len"),  # runtimes
     *("--yarn-beta-fast", "--yarn-beta-slow"),
     *("--factors", "--seeds", "--slow-seeds", "--lengths", "--runs", "--ways", "--parts", "--measure"),  # benchmarks
+    *("--at-once", "--searches", "--no-truth", "--measure-gpu"),
     *("--kills", "--calibrations"),  # tests/faults
     "--journal",  # examples/claims.py
 }

@@ -123,15 +123,17 @@ def test_a_best_point_on_the_edge_is_told() -> None:
     """A parameter on the bound of the search is named; pair 0 is no bound, since there is nothing before it."""
     space = Space(TINY, 4.0)
     inside = Point(3, 9, 1.1)
-    assert space.on_bounds(inside) == ()
-    assert space.on_bounds(inside._replace(low=0)) == ()
-    assert space.on_bounds(inside._replace(low=space.low_bounds[1])) == ("beta_fast",)
-    assert space.on_bounds(inside._replace(high=space.high_bounds[1])) == ("beta_slow",)
-    for edge in space.factor_bounds:
-        assert space.on_bounds(inside._replace(attention_factor=edge)) == ("attention_factor",)
+    for raced in (True, False):
+        assert space.on_bounds(inside, raced=raced) == ()
+        assert space.on_bounds(inside._replace(low=0), raced=raced) == ()
+        assert space.on_bounds(inside._replace(low=space.low_bounds[1]), raced=raced) == ("beta_fast",)
+        assert space.on_bounds(inside._replace(high=space.high_bounds[1]), raced=raced) == ("beta_slow",)
+        for edge in space.factor_bounds:
+            assert space.on_bounds(inside._replace(attention_factor=edge), raced=raced) == ("attention_factor",)
     llama2 = Space(MODELS["llama2"], 4.0)
     assert llama2.low_bounds[0] > 0
-    assert llama2.on_bounds(Point(llama2.low_bounds[0], 40, 1.1)) == ("beta_fast",)
+    assert llama2.on_bounds(Point(llama2.low_bounds[0], 40, 1.1), raced=False) == ("beta_fast",)
+    assert llama2.on_bounds(Point(llama2.low_bounds[0], 40, 1.1), raced=True) == ()
 
 
 # ------------------------------------------------------------------------------------------------ methods
