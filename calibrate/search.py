@@ -288,17 +288,18 @@ def divisors(
 
     value_and_slope   (ln λ [pairs], m) → (loss, its slope by ln λ, its slope by m)
     start             ln λ of the point to start from; must not fall from pair to pair
-    held              this many first pairs, which turn often, keep the divisor 1
+    held              this many first pairs, which turn often, keep the divisors that they start with
     bounds            of ln λ (upper; the lower is 0) and of m
 
     λ never falls from pair to pair: what is searched are its steps in log space, each at least 0. Ends after
     `GRADIENTS` at the latest. Returns the best that was seen, which may be the start.
     """
     pairs = len(start)
+    fixed, steps = np.split(np.diff(start, prepend=0.0), [held])
     seen: list[tuple[float, Floats, float]] = []
 
     def unpacked(x: Floats) -> tuple[Floats, float]:
-        steps = np.concatenate([np.zeros(held), np.maximum(x[:-1], 0.0)])
+        steps = np.concatenate([fixed, np.maximum(x[:-1], 0.0)])
         return np.minimum(np.cumsum(steps), bounds.log_divisor), float(x[-1])
 
     def at(x: Floats) -> tuple[float, Floats]:
@@ -311,10 +312,9 @@ def divisors(
         by_step = np.cumsum(slope[::-1])[::-1][held:]
         return loss, np.concatenate([by_step, [slope_m]])
 
-    steps = np.diff(np.concatenate([[0.0], start]))[held:]
     total = {
         "type": "ineq",
-        "fun": lambda x: bounds.log_divisor - x[:-1].sum(),
+        "fun": lambda x: bounds.log_divisor - fixed.sum() - x[:-1].sum(),
         "jac": lambda x: np.concatenate([-np.ones(len(x) - 1), [0.0]]),
     }
     with suppress(_Spent):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from calibrate import polish
 from calibrate.corpus import Document
 from calibrate.fence import as_loaded
 from calibrate.gradient import Slope, SlopeOf
-from calibrate.objective import Objective, Space, method
+from calibrate.objective import Objective, Point, Space, method
 from calibrate.polish import LARGEST_DIVISOR, OFTEN, WITHIN_WEIGHT, Polished
 from calibrate.score import Bands, Floats
 from calibrate.search import GRADIENTS
@@ -78,6 +79,29 @@ def test_divisors_never_fall_and_often_turning_pairs_stay() -> None:
     assert found[:HELD] == pytest.approx(1.0, abs=1e-12)
     assert (np.diff(found) >= -1e-9).all()
     assert found.max() <= LARGEST_DIVISOR * 4 * (1 + 1e-9)
+
+
+def test_often_turning_pairs_that_yarn_slows_stay_as_they_are() -> None:
+    """Where the best ramp begins at the first pair, the search starts from that very table and moves the others alone."""
+    space = Space(RopeSpec(100_000.0, 64, 64, 8192, 8192), 4.0)
+    start = replace(space.spec, scaling=space.scaling(Point(0, 25, 1.08)), max_length=32_768)
+    base = np.array(base_frequencies(100_000.0, 64))
+    held = int(sum(rotations(w, 8192) >= OFTEN for w in base))
+    begun = base / np.array(frequencies(start).inv_freq)
+    assert begun[held - 1] > 1.2
+    asked = []
+
+    def slope_of(table: Frequencies, *_: object) -> Slope:
+        asked.append(base / np.array(table.inv_freq))
+        away = np.log(asked[-1] / begun) - np.linspace(0, 0.1, 32)
+        return Slope(float((away**2).sum()), -2 * away / np.array(table.inv_freq), 0.0)
+
+    bands = OBJECTIVE.bands(8192, 32_768)
+    found = polish.divisors(slope_of, space, start, DOCUMENTS, bands, OBJECTIVE, lambda _: None, lambda: False)
+    assert asked[0] == pytest.approx(begun, rel=1e-6)
+    ended = base / np.array(frequencies(found.spec).inv_freq)
+    assert ended[:held] == pytest.approx(begun[:held], rel=1e-6)
+    assert ended[-1] > 1.05 * begun[-1]
 
 
 @pytest.mark.parametrize(
