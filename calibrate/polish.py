@@ -18,8 +18,8 @@ LARGEST_DIVISOR = 1.25
 """Divisors are searched up to this times the factor (LongRoPE, arXiv 2402.13753, section 3.2)."""
 
 OFTEN = 32.0
-"""Pairs that turn at least this often inside the original length keep the divisor that YaRN gives them, most often 1; the
-loss is wild in them."""
+"""Pairs that turn at least this often inside the original length keep the divisor that YaRN gives them, most often 1:
+the loss is wild in them."""
 
 WITHIN_WEIGHT = 0.3
 """What the loss within the original length counts beside the objective's own positions."""

@@ -82,7 +82,7 @@ def test_divisors_never_fall_and_often_turning_pairs_stay() -> None:
 
 
 def test_often_turning_pairs_that_yarn_slows_stay_as_they_are() -> None:
-    """Where the best ramp begins at the first pair, the search starts from that very table and moves the others alone."""
+    """Where the ramp begins at the first pair, the search starts from that very table and moves the others alone."""
     space = Space(RopeSpec(100_000.0, 64, 64, 8192, 8192), 4.0)
     start = replace(space.spec, scaling=space.scaling(Point(0, 25, 1.08)), max_length=32_768)
     base = np.array(base_frequencies(100_000.0, 64))
