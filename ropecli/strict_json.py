@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -202,9 +203,12 @@ def _members(text: str, brace: int, member: Callable[[str, int], tuple[Any, int]
         if key in found:
             raise _repeated(key, found[key], value)
         found[key] = value
-        if text.startswith("}", at := _past(_SPACE, text, end)):
-            return found, at + 1
-        at = _past(_COMMA, text, at, "Expecting ',' delimiter")
+        if text.startswith("}", comma := _past(_SPACE, text, end)):
+            return found, comma + 1
+        at = _past(_COMMA, text, comma, "Expecting ',' delimiter")
+        if text.startswith("}", at) and sys.version_info >= (3, 13):
+            # as json has it since then
+            raise _not_json(json.JSONDecodeError("Illegal trailing comma before end of object", text, comma))
 
 
 def _past(pattern: re.Pattern[str], text: str, at: int, expected: str = "") -> int:
