@@ -21,6 +21,13 @@ def script() -> ModuleType:
     return module
 
 
+def test_what_was_predicted_on_the_gpu_is_what_the_model_says(script: ModuleType) -> None:
+    """The file's predictions are those of today's model."""
+    for one in json.loads((DOCS / "scale_gpu.json").read_text("utf-8"))["windows"]:
+        assert one["flops"] == script.window_flops(script.shape(one["checkpoint"]), one["length"]).total
+        assert one["predicted_bytes"] == script._memory(one["checkpoint"], one["length"]).total
+
+
 def test_the_page_is_not_stale(script: ModuleType) -> None:
     """`python docs/make_scale.py` writes it."""
     assert script.page() == (DOCS / "scale.md").read_text("utf-8")
@@ -36,12 +43,13 @@ def test_sizes_are_those_that_the_models_are_known_by(script: ModuleType) -> Non
     assert not script.shape(next(iter(script.MODELS))).sparse
 
 
-def test_the_model_predicts_what_was_measured() -> None:
+@pytest.mark.parametrize(("file", "checkpoints"), [("scale_measured.json", 2), ("scale_gpu.json", 1)])
+def test_the_model_predicts_what_was_measured(file: str, checkpoints: int) -> None:
     """Within a fifth for time, from the rate of another length; memory is never more than a tenth too little."""
-    measured = json.loads((DOCS / "scale_measured.json").read_text("utf-8"))["windows"]
+    measured = json.loads((DOCS / file).read_text("utf-8"))["windows"]
     rates: dict[str, float] = {}
     for one in measured:
         first = rates.setdefault(one["checkpoint"], one["flops"] / one["seconds"])
         assert one["flops"] / first == pytest.approx(one["seconds"], rel=0.2)
         assert one["predicted_bytes"] > 0.9 * one["bytes"]
-    assert len(rates) == 2
+    assert len(rates) == checkpoints
