@@ -166,6 +166,6 @@ def shape_of(model: Any) -> Shape:
         elif name.endswith("weight"):  # a module for each expert, as checkpoints with code of their own have it
             active += parameter.numel() * chosen / (getattr(text, "num_experts", None) or text.n_routed_experts)
             inside = max(inside, 2 * chosen * parameter.shape[0])
-    inside = max(inside, *(max(of) * (1 + of.count(max(of))) for of in rows.values()))
+    inside = max([inside, *(max(of) * (1 + of.count(max(of))) for of in rows.values())])
     stored = sum(parameter.numel() for parameter in model.parameters())
     return Shape(stored, round(active), head.shape[0], head.shape[1], inside, _attention(text))
