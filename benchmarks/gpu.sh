@@ -4,7 +4,7 @@
 #     benchmarks/gpu.sh MODEL DATA FACTOR [OPTIONS OF CALIBRATE...]
 #     GPUS=2 benchmarks/gpu.sh examples/tiny examples/text/calibration 2 --documents 10 --device cpu    # without any
 #
-# Prints what the cost model predicts and what was measured. No figure of a GPU was measured for this repository yet.
+# Prints what the cost model predicts and what was measured. No machine with several GPUs was measured yet.
 set -euo pipefail
 model=$1 data=$2 factor=$3
 shift 3

@@ -366,7 +366,8 @@ def main() -> None:
     """Print the tables."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("model", nargs="?", default="examples/tiny")
-    options.add_argument("--factors", default="4,8", help=f"of {', '.join(f'{factor:g}' for factor in TEMPERATURES)}")
+    with_truth = ", ".join(f"{factor:g}" for factor in TEMPERATURES)
+    options.add_argument("--factors", default="4,8", help=f"of {with_truth}; with --no-truth any; default: %(default)s")
     options.add_argument("--seeds", type=int, default=5, help="draws of documents, each with a seed of its own")
     options.add_argument("--first-seed", type=int, default=0, help="so that processes can share the draws")
     options.add_argument("--slow-seeds", type=int, help=f"draws for {' and '.join(SLOW)}; default: as many")
@@ -382,6 +383,8 @@ def main() -> None:
     asked = [name for name in given.searches.split(",") if name in RIVALS and (slow or name not in SLOW)]
     given.folder.mkdir(parents=True, exist_ok=True)
     factors = tuple(float(factor) for factor in given.factors.split(","))
+    if given.truth and not set(factors) <= set(TEMPERATURES):
+        options.error(f"--factors: the truth is known for {with_truth} alone; add --no-truth")
     # the attention is named, for the one that is picked otherwise is not the same on every processor
     settings = Settings(device=given.device, attn_implementation="sdpa")
     data = tuple(given.data or DATA)
@@ -391,7 +394,7 @@ def main() -> None:
         weights = [file_fingerprint(file) for file in sorted(Path(given.model).glob("*.safetensors"))]
         texts = [source.sha256 for source in prepared.sources]
         identity = {"weights": weights, "texts": texts, "dtype": prepared.loaded.dtype, "torch": torch.__version__}
-        if given.device != "cpu":
+        if prepared.loaded.device.type == "cuda":
             identity["device"] = torch.cuda.get_device_name(prepared.loaded.device)
         place = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
         journal = Journal(given.folder / f"s{factor:g}-{place}.journal", identity, resume=True)
